@@ -6,7 +6,7 @@ import linecache
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,8 @@ SECTIONS = (
 MEDIAN_LINES, LONG_LINES, LONG_SHARE = 12, 30, 0.03
 WORDS = (600, 2500)  # of prose; a good chapter has at least 800
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<-])/(?!path/)[A-Za-z]+/\w|\b[A-Z]:\\(?:Users|Program)")
+
+METHODS = re.compile(r"lc\.methods\(\s*[\"']([\w-]+)[\"']")
 
 _loaded: dict[Path, tuple[int, ModuleType]] = {}
 
@@ -85,6 +87,11 @@ def _cell(number: int, raw: dict) -> Cell:
 def code_cells(path: Path | str) -> list[str]:
     """Return the sources of the code cells of the notebook at `path`."""
     return [cell.source for cell in read(path).cells if cell.code]
+
+
+def borrowed(cells: Sequence[str]) -> list[str]:
+    """Return the slugs of the chapters whose methods the code `cells` load."""
+    return sorted(set(METHODS.findall("\n\n".join(cells))))
 
 
 # --- the loader of method cells ------------------------------------------------------------------

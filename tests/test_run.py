@@ -160,6 +160,36 @@ def test_source_hash_follows_code_but_not_prose(tmp_path, monkeypatch):
     assert rehash("code") != before["notebook"]
 
 
+def test_source_hash_follows_only_the_modules_that_the_code_names():
+    def names(*cells):
+        return [path.stem for path in record.sources(cells)]
+
+    assert names("run = lc.Run('x', globals())  # data, nets, shapes") == ["run"]
+    assert names("data = lc.load('digits')") == ["data", "labels", "run"]  # data imports labels
+    assert names("from lefcourse import augment") == ["augment", "run"]
+    assert names("lc.fit(net)", "world = 'shapes'") == ["run", "training", "shapes"]
+    assert {"run", "training"} <= set(names("update = lc.methods('elr').update_targets"))
+
+
+def test_source_hash_follows_borrowed_methods(tmp_path, monkeypatch):
+    elr = catalogue.get("elr")
+    content = json.loads(elr.path.read_text())
+    content["cells"] = [c for c in content["cells"] if c["cell_type"] == "code"]
+    lender, borrower = tmp_path / "elr.ipynb", tmp_path / "b.ipynb"
+    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "source": "m = lc.methods('elr')"}
+    borrower.write_text(json.dumps({"cells": [cell], "metadata": {}}))
+    lender.write_text(json.dumps(content))
+    paths = {"elr": lender, "b": borrower}
+    monkeypatch.setattr(catalogue, "get", lambda slug: type("C", (), {"path": paths[slug]}))
+    hashes = [record.source_sha256("b")["package"]]
+    for tags in (["method"], ["figure"]):
+        at = next(c for c in content["cells"] if c["metadata"].get("tags", [])[:1] == tags)
+        at["source"] = [*at["source"], "\nmore = 1"]
+        lender.write_text(json.dumps(content))
+        hashes.append(record.source_sha256("b")["package"])
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
 def test_write_json_leaves_no_partial_file(tmp_path):
     record.write_json(tmp_path / "a" / "r.json", {"x": float("inf"), "y": torch.tensor([1, 2])})
     assert json.loads((tmp_path / "a" / "r.json").read_text()) == {"x": None, "y": [1, 2]}

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from lefcourse import catalogue, results
+from lefcourse import catalogue, notebook, results
 from lefcourse.catalogue import Chapter
 from lefcourse.record import versions, write_json
 from lefcourse.runner import RECORD, Progress, execute, executed
@@ -16,7 +15,6 @@ from lefcourse.runner import RECORD, Progress, execute, executed
 STAMP = "copy.json"
 # Parts of the package that no notebook imports, so that they cannot change its outputs.
 APART = ("book", "cli", "sweep", "templates", "catalogue.toml", "compare.py", "runner.py")
-METHODS = re.compile(r"lc\.methods\(\s*[\"']([\w-]+)[\"']")
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def content_sha256(chapter: Chapter, budget: str) -> str:
     """
     package = Path(catalogue.__file__).parent
     modules = [p for p in sorted(package.rglob("*.py")) if not _apart(p.relative_to(package))]
-    source = chapter.path.read_text()
-    borrowed = [catalogue.get(slug).path for slug in sorted(set(METHODS.findall(source)))]
+    slugs = notebook.borrowed(notebook.code_cells(chapter.path))
+    borrowed = [catalogue.get(slug).path for slug in slugs]
     recorded = [
         results.path_of(chapter.slug, variant) for variant in results.variants(chapter.slug)
     ]
