@@ -159,6 +159,10 @@ def test_keypoints_turn_with_the_object():
         ("hexagon", 3 * math.sqrt(3) / 2),
         ("cross", 2 * 1.86 * 0.6 - 0.6**2),
         ("heart", 1.6**2 * (0.5 + math.pi / 8)),
+        ("semicircle", math.pi / 2 * 0.9**2),
+        ("diamond", 2 * 0.6 * 0.96),
+        ("pentagon", 2.5 * math.sin(2 * math.pi / 5)),
+        ("arrow", 0.7 * 0.83 + 0.52 * 1.02),
     ],
 )
 def test_areas(shape, area):
@@ -238,11 +242,58 @@ def test_classes_and_superclasses(many):
 
 def test_long_tail():
     counts = (
-        S.classification(6000, size=8, long_tail=20.0, seed=0)[1].bincount(minlength=10).float()
+        S.classification(6000, size=8, long_tail=20.0, seed=0)[1].bincount(minlength=16).float()
     )
-    expected = 20.0 ** -(torch.arange(10) / 9)
+    expected = 20.0 ** -(torch.arange(16) / 15)
     expected *= 6000 / expected.sum()
     assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+
+
+def test_frequencies_of_the_shapes():
+    scenes = S.sample(6000, shapes=("star", "heart", "bolt"), frequencies=(6, 3, 1), seed=0)
+    counts = scenes.shape.flatten().bincount(minlength=16)
+    for name, share in (("star", 0.6), ("heart", 0.3), ("bolt", 0.1)):
+        assert counts[S.SHAPES.index(name)] / 6000 == pytest.approx(share, abs=0.03)
+    assert counts.sum() == 6000
+
+
+def test_radius_for_all_objects_or_for_each():
+    scenes = S.sample(400, objects=2, radius=((0.2, 0.3), (0.1, 0.12)), size=100)
+    low, high = scenes.radius.amin(0), scenes.radius.amax(0)
+    assert torch.allclose(low, torch.tensor([20.0, 10.0]), atol=0.5)
+    assert torch.allclose(high, torch.tensor([30.0, 12.0]), atol=0.5)
+    assert torch.equal(scenes.large, scenes.radius > torch.tensor([25.0, 11.0]))
+    same = S.sample(400, objects=2, radius=(0.2, 0.3), size=100).radius
+    assert same.min() >= 20 and same.max() <= 30 and same[:, 1].max() > 29
+
+
+def test_shares_of_the_styles():
+    shares = {"flat": 0.5, "sketch": 0.2, "noisy": 0.3}
+    scenes = S.sample(4000, style=shares)
+    for index, name in enumerate(S.STYLES):
+        found = (scenes.style == index).float().mean()
+        assert found == pytest.approx(shares.get(name, 0), abs=0.03)
+    for name in S.STYLES:
+        assert (S.sample(50, style=name).style == S.STYLES.index(name)).all()
+
+
+def test_a_sketch_is_an_outline():
+    flat = alone("square", radius=40.0, size=128)
+    sketch = replace(flat, style=torch.full_like(flat.style, S.STYLES.index("sketch")))
+    gap = (S.render(sketch)[0] - (0.5 + 0.5 * sketch.background[0])[:, None, None]).abs().sum(0)
+    inked = gap > 0.05
+    assert not inked[64, 64] and not inked[0, 0], "neither the middle nor the paper"
+    assert inked[64, 64 - 27] and inked[64, 64 + 26], "the edge, at 0.7 of the radius"
+    assert not (inked & ~S.masks(sketch)[0, 0]).any(), "the pen stays inside the object"
+
+
+def test_a_noisy_picture_is_blurred_around_the_same_mean():
+    flat = S.sample(40, size=64, seed=8)
+    noisy = replace(flat, style=torch.full_like(flat.style, S.STYLES.index("noisy")))
+    a, b = S.render(flat), S.render(noisy)
+    assert (a - b).abs().mean() > 0.05
+    assert (a.mean((1, 2, 3)) - b.mean((1, 2, 3))).abs().max() < 0.05
+    assert (b - b.roll(1, -1)).abs().mean() > (a - a.roll(1, -1)).abs().mean(), "grain"
 
 
 def test_held_out_classes_and_compositions():
@@ -268,11 +319,12 @@ def test_objects_are_seldom_much_hidden():
     assert (shown > 0.5).float().mean() > 0.95
 
 
-def test_styles_differ_but_not_their_labels():
+@pytest.mark.parametrize("style", S.STYLES[1:])
+def test_styles_differ_but_not_their_labels(style):
     flat = S.sample(10, seed=6)
-    real = replace(flat, style=torch.ones_like(flat.style))
-    assert (S.render(flat) - S.render(real)).abs().mean() > 0.02
-    assert torch.equal(S.masks(flat), S.masks(real))
+    other = replace(flat, style=torch.full_like(flat.style, S.STYLES.index(style)))
+    assert (S.render(flat) - S.render(other)).abs().mean() > 0.02
+    assert torch.equal(S.masks(flat), S.masks(other))
 
 
 def test_object_count_and_sizes():
@@ -295,6 +347,11 @@ def test_object_count_and_sizes():
             "no colour is left for the shape 'star'",
         ),
         ({"objects": (3, 2)}, "objects"),
+        ({"style": {"flat": 1, "reel": 1}}, "did you mean 'real'"),
+        ({"style": {"flat": -1}}, "must be positive"),
+        ({"frequencies": (1, 2)}, "2 frequencies for 16 shapes"),
+        ({"radius": (0.3, 0.2)}, "radius"),
+        ({"radius": ((0.1, 0.2), (0.1, 0.2))}, "radius"),
     ],
 )
 def test_bad_input(change, message):

@@ -12,7 +12,7 @@ centre of the first pixel is at 0.5, 0.5). N scenes, K objects at most per scene
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -33,12 +33,18 @@ SHAPES = (
     "star",
     "cross",
     "heart",
+    "semicircle",
+    "drop",
+    "diamond",
+    "pentagon",
+    "arrow",
+    "bolt",
 )
 CLASSES = SHAPES
 SUPERCLASSES = {
-    "round": ("circle", "ring", "crescent"),
-    "polygon": ("square", "rectangle", "triangle", "hexagon"),
-    "emblem": ("star", "cross", "heart"),
+    "round": ("circle", "ring", "crescent", "semicircle", "drop"),
+    "polygon": ("square", "rectangle", "triangle", "hexagon", "diamond", "pentagon"),
+    "emblem": ("star", "cross", "heart", "arrow", "bolt"),
 }
 COLOURS = {
     "red": (0.84, 0.15, 0.16),
@@ -52,7 +58,7 @@ COLOURS = {
 }
 TEXTURES = ("solid", "striped", "dotted", "checked")
 SIZES = ("small", "large")
-STYLES = ("flat", "real")
+STYLES = ("flat", "real", "sketch", "noisy")
 ATTRIBUTES = (*SHAPES, *COLOURS, *TEXTURES, *SIZES)
 # Radius (of the circle around an object) as a share of the image's side: one object, several objects.
 RADIUS_ALONE, RADIUS_AMONG = (0.26, 0.44), (0.11, 0.22)
@@ -104,8 +110,10 @@ def sample(
     *,
     objects: int | tuple[int, int] = 1,
     size: int = 32,
-    style: str = "flat",
+    style: str | Mapping[str, float] = "flat",
     long_tail: float = 1.0,
+    frequencies: Sequence[float] | None = None,
+    radius: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
     shapes: Sequence[str] | None = None,
     colours: Sequence[str] | None = None,
     exclude: Sequence[tuple[str, str]] = (),
@@ -119,9 +127,14 @@ def sample(
     Args:
         objects: how many in each scene, a number or an inclusive range.
         size: side of the images in pixels.
-        style: `flat` (plain background, even light), `real` (textured, lit, noisy) or `mixed`.
+        style: `flat` (plain background, even light), `real` (textured, lit, noisy), `sketch` (outlines on
+            paper), `noisy` (blurred and grainy) or `mixed` (flat and real, half each); or the share of
+            each: `{"flat": 0.7, "sketch": 0.3}`.
         long_tail: how many times more frequent the first of `shapes` is than the last; the others lie
             between on an exponential.
+        frequencies: relative frequency of each of `shapes`, instead of `long_tail`.
+        radius: smallest and largest radius as a share of the image's side, the same for all objects or
+            one range for each (default: 0.26 to 0.44 for one object, 0.11 to 0.22 for several).
         shapes, colours: the only ones to appear (default: all). Leave some out to hold classes out.
         exclude: pairs (colour, shape) that never appear together: held-out compositions.
         overlap: how far two objects may reach into each other, as a share of the smaller radius. Each
@@ -130,24 +143,31 @@ def sample(
             than a quarter; of 18,000 in twelves six were hidden wholly (still valid; zeros in `boxes`).
         seed, generator: the source of randomness; the generator, if given, is on `device`.
 
-    Raises UsageError for unknown names, and if `exclude` leaves a shape without a colour.
+    Raises UsageError for unknown names, for ranges and frequencies that do not fit, and if `exclude`
+    leaves a shape without a colour.
     """
     generator = generator or torch.Generator(device=device).manual_seed(seed)
     low, high = (objects, objects) if isinstance(objects, int) else objects
     if not 1 <= low <= high:
         raise UsageError(f"objects={objects!r}: a number from 1, or a range (low, high)")
-    choice("style", style, (*STYLES, "mixed"))
+    shapes = tuple(shapes or SHAPES)
+    if frequencies is None:
+        frequencies = [long_tail ** (-k / max(len(shapes) - 1, 1)) for k in range(len(shapes))]
+    if len(frequencies) != len(shapes):
+        raise UsageError(
+            f"{len(frequencies)} frequencies for {len(shapes)} shapes: give one for each"
+        )
+    styles = _style_shares(style).to(device)
     shape, colour = _composition(
-        n * high, long_tail, shapes or SHAPES, colours or tuple(COLOURS), exclude, generator
+        n * high, frequencies, shapes, colours or tuple(COLOURS), exclude, generator
     )
 
-    def uniform(*dims: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    def uniform(*dims: int, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(*dims, generator=generator, device=device)
 
-    smallest, largest = RADIUS_ALONE if high == 1 else RADIUS_AMONG
+    smallest, largest = _radius_range(radius, high).to(device)
     share = uniform(n, high, low=smallest, high=largest)
     count = torch.randint(low, high + 1, (n, 1), generator=generator, device=device)
-    styles = {"flat": 0.0, "real": 1.0, "mixed": 0.5}[style]
     light = uniform(n) * 2 * math.pi
     grey, tint = uniform(n, 1, low=0.82, high=0.97), uniform(n, 3, low=-0.05, high=0.03)
     return Scenes(
@@ -160,7 +180,7 @@ def sample(
         depth=uniform(n, high, low=0.05, high=0.95),
         valid=torch.arange(high, device=device) < count,
         large=share > (smallest + largest) / 2,
-        style=(uniform(n) < styles).long(),
+        style=torch.searchsorted(styles.cumsum(0), 1 - uniform(n)).clamp_max(len(STYLES) - 1),
         background=(grey + tint).clamp(0, 1),
         light=torch.stack(
             [
@@ -176,7 +196,35 @@ def sample(
     )
 
 
-def _composition(n, long_tail, shapes, colours, exclude, generator) -> tuple[Tensor, Tensor]:
+def _style_shares(style: str | Mapping[str, float]) -> Tensor:
+    """Return the share of each of STYLES."""
+    if isinstance(style, str):
+        choice("style", style, (*STYLES, "mixed"))
+        style = {"flat": 0.5, "real": 0.5} if style == "mixed" else {style: 1.0}
+    for name in style:
+        choice("style", name, STYLES)
+    shares = torch.tensor([float(style.get(name, 0.0)) for name in STYLES])
+    if shares.min() < 0 or shares.sum() <= 0:
+        raise UsageError(f"style={dict(style)}: the shares must be positive")
+    return shares / shares.sum()
+
+
+def _radius_range(radius, objects: int) -> Tensor:
+    """Return the smallest and the largest radius of each object, as shares of the side: (2, K)."""
+    ranges = torch.tensor(radius or (RADIUS_ALONE if objects == 1 else RADIUS_AMONG))
+    if ranges.ndim == 1:
+        ranges = ranges.expand(objects, 2)
+    if (
+        ranges.shape != (objects, 2)
+        or not ((ranges[:, 0] > 0) & (ranges[:, 0] <= ranges[:, 1]) & (ranges[:, 1] <= 0.5)).all()
+    ):
+        raise UsageError(
+            f"radius={radius!r}: a range (low, high) of shares up to 0.5, or one for each of {objects} objects"
+        )
+    return ranges.T
+
+
+def _composition(n, frequencies, shapes, colours, exclude, generator) -> tuple[Tensor, Tensor]:
     """Draw shape and colour of n objects (n,), from their joint distribution."""
     names = list(COLOURS)
     rows = [SHAPES.index(choice("shape", name, SHAPES)) for name in shapes]
@@ -192,8 +240,7 @@ def _composition(n, long_tail, shapes, colours, exclude, generator) -> tuple[Ten
         if not allowed[row].any():
             raise UsageError(f"no colour is left for the shape {SHAPES[row]!r}")
     weights = torch.zeros(len(SHAPES), device=generator.device)
-    place = torch.arange(len(rows), device=generator.device) / max(len(rows) - 1, 1)
-    weights[rows] = long_tail ** (-place)
+    weights[rows] = torch.tensor(frequencies, dtype=torch.float, device=generator.device)
     joint = allowed / allowed.sum(1, keepdim=True).clamp_min(1) * weights[:, None]
     if n == 0:
         return (torch.zeros(0, dtype=torch.long, device=generator.device),) * 2
@@ -262,6 +309,44 @@ def heart(x: Tensor, y: Tensor) -> Tensor:
     return scale * torch.where(u + v > 1, lobe, side * (u - v).sign())
 
 
+def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
+    """Distance to a polygon with the given corners, in order."""
+    nearest = torch.full_like(x, math.inf)
+    inside = torch.zeros_like(x, dtype=torch.bool)
+    for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]], strict=True):
+        ex, ey, u, v = bx - ax, by - ay, x - ax, y - ay
+        along = ((u * ex + v * ey) / (ex**2 + ey**2)).clamp(0, 1)
+        nearest = torch.minimum(nearest, (u - along * ex) ** 2 + (v - along * ey) ** 2)
+        # A ray to the right crosses this edge: an odd number of crossings is inside.
+        crosses = ((ay <= y) != (by <= y)) & ((u * ey - v * ex) * (1 if ey > 0 else -1) < 0)
+        inside = inside ^ crosses
+    return nearest.sqrt() * torch.where(inside, -1.0, 1.0)
+
+
+def semicircle(x: Tensor, y: Tensor, radius: float = 0.9, bottom: float = 0.4) -> Tensor:
+    """Distance to the upper half of a disc that rests on the line y = bottom."""
+    up = bottom - y
+    above = torch.maximum(torch.hypot(x, up) - radius, -up)
+    return torch.where(up < 0, torch.hypot((x.abs() - radius).clamp_min(0), up), above)
+
+
+def drop(
+    x: Tensor, y: Tensor, radius: float = 0.6, centre: float = 0.36, tip: float = -0.96
+) -> Tensor:
+    """Distance to a disc around (0, centre) with its two tangents up to the tip (0, tip)."""
+    height = centre - tip
+    sine = radius / height
+    cosine = math.sqrt(1 - sine**2)
+    u, v = x.abs(), centre - y
+    along = v * cosine - u * sine  # along the tangent, from where it touches the disc
+    side = torch.where(along < 0, torch.hypot(u, v), u * cosine + v * sine) - radius
+    return torch.where(along > height * cosine, torch.hypot(u, v - height), side)
+
+
+_ARROW = [(0, -0.95), (0.7, -0.12), (0.26, -0.12), (0.26, 0.9), (-0.26, 0.9), (-0.26, -0.12), (-0.7, -0.12)]  # fmt: skip
+_BOLT = [(0.30, -0.93), (-0.58, 0.14), (-0.08, 0.14), (-0.30, 0.93), (0.58, -0.14), (0.08, -0.14)]
+_DIAMOND = [(0, -0.96), (0.6, 0), (0, 0.96), (-0.6, 0)]
+
 SDF: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "circle": lambda x, y: torch.hypot(x, y) - 0.95,
     "ring": lambda x, y: (torch.hypot(x, y) - 0.70).abs() - 0.26,
@@ -275,6 +360,12 @@ SDF: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "star": lambda x, y: regular_star(x, y, 5, 3.2),
     "cross": lambda x, y: torch.minimum(box(x, y, 0.93, 0.30), box(x, y, 0.30, 0.93)),
     "heart": heart,
+    "semicircle": semicircle,
+    "drop": drop,
+    "diamond": lambda x, y: polygon(x, y, _DIAMOND),
+    "pentagon": lambda x, y: regular_star(x, y, 5, 2),
+    "arrow": lambda x, y: polygon(x, y, _ARROW),
+    "bolt": lambda x, y: polygon(x, y, _BOLT),
 }
 
 # Five canonical points of each shape, in the same units: named by number, the first is the top or the tip.
@@ -290,6 +381,12 @@ KEYPOINTS = {
     "star": [(0.86 * x, 0.86 * y) for x, y in _STAR],
     "cross": [(0, -0.85), (0.85, 0), (0, 0.85), (-0.85, 0), (0, 0)],
     "heart": [(0, 0.82), (0.45, -0.75), (-0.45, -0.75), (0, -0.45), (0, 0)],
+    "semicircle": [(0, -0.45), (0.82, 0.36), (0, 0.36), (-0.82, 0.36), (0, 0)],
+    "drop": [(0, -0.85), (0.55, 0.36), (0, 0.92), (-0.55, 0.36), (0, 0.36)],
+    "diamond": [(0, -0.88), (0.54, 0), (0, 0.88), (-0.54, 0), (0, 0)],
+    "pentagon": [(0.92 * x, 0.92 * y) for x, y in _STAR],
+    "arrow": [(0, -0.86), (0.56, -0.16), (0.2, 0.84), (-0.2, 0.84), (-0.56, -0.16)],
+    "bolt": [(0.24, -0.80), (-0.45, 0.09), (0, 0), (0.45, -0.09), (-0.24, 0.80)],
 }
 
 
@@ -305,14 +402,19 @@ def _local(scenes: Scenes) -> tuple[Tensor, Tensor]:
     return dx * c + dy * s, dy * c - dx * s
 
 
-def _coverage(scenes: Scenes, x: Tensor, y: Tensor) -> Tensor:
-    """How much of each pixel an object covers, if nothing hides it: (N, K, H, H) in [0, 1]."""
+def _distance(scenes: Scenes, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance of each pixel to each object's edge, in pixels: (N, K, H, H)."""
     distance = torch.full_like(x, math.inf)
     for index, name in enumerate(SHAPES):
         mine = (scenes.shape == index) & scenes.valid
         if mine.any():
             distance[mine] = SDF[name](x[mine], y[mine])
-    return (0.5 - distance * scenes.radius[..., None, None]).clamp(0, 1)
+    return distance * scenes.radius[..., None, None]
+
+
+def _coverage(distance: Tensor) -> Tensor:
+    """How much of each pixel an object covers, if nothing hides it, from the distance to its edge."""
+    return (0.5 - distance).clamp(0, 1)
 
 
 def _visible(scenes: Scenes, coverage: Tensor) -> Tensor:
@@ -334,12 +436,12 @@ def _in_chunks(scenes: Scenes, function: Callable[[Scenes], Tensor]) -> Tensor:
 
 def coverage(scenes: Scenes) -> Tensor:
     """Soft, amodal coverage of each object, hidden parts included: (N, K, H, H) in [0, 1]."""
-    return _in_chunks(scenes, lambda s: _coverage(s, *_local(s)))
+    return _in_chunks(scenes, lambda s: _coverage(_distance(s, *_local(s))))
 
 
 def visible(scenes: Scenes) -> Tensor:
     """Soft visible share of each object and of the background (last): (N, K + 1, H, H), sums to 1."""
-    return _in_chunks(scenes, lambda s: _visible(s, _coverage(s, *_local(s))))
+    return _in_chunks(scenes, lambda s: _visible(s, _coverage(_distance(s, *_local(s)))))
 
 
 # The picture
@@ -352,18 +454,26 @@ def render(scenes: Scenes) -> Tensor:
 
 def _render(scenes: Scenes) -> Tensor:
     x, y = _local(scenes)
-    shown = _visible(scenes, _coverage(scenes, x, y))
+    distance = _distance(scenes, x, y)
+    shown = _visible(scenes, _coverage(distance))
     palette = torch.tensor(list(COLOURS.values()), device=scenes.device)
     colour = palette[scenes.colour]  # (N, K, 3)
     light = colour.mean(2, keepdim=True) > 0.42
     second = torch.where(light, colour * 0.45, 1 - 0.6 * (1 - colour))
-    mix = _texture(scenes, x, y) * shown[:, :-1]  # (N, K, H, H): share of the second colour
+    pattern = _texture(scenes, x, y)  # (N, K, H, H): share of the second colour
+    mix = pattern * shown[:, :-1]
     image = torch.einsum("nkhw,nkc->nchw", shown[:, :-1] - mix, colour)
     image += torch.einsum("nkhw,nkc->nchw", mix, second)
     image += shown[:, -1:] * scenes.background[..., None, None]
-    real = scenes.style == 1
+    real, sketch, noisy = (scenes.style == STYLES.index(s) for s in ("real", "sketch", "noisy"))
     if real.any():
         image[real] = _photograph(scenes[real], image[real], shown[real][:, -1:])
+    if sketch.any():
+        image[sketch] = _drawing(
+            scenes[sketch], colour[sketch], distance[sketch], pattern[sketch], shown[sketch]
+        )
+    if noisy.any():
+        image[noisy] = _blur(scenes[noisy], image[noisy])
     return image.clamp_(0, 1)
 
 
@@ -398,6 +508,29 @@ def _photograph(scenes: Scenes, image: Tensor, behind: Tensor) -> Tensor:
     return image * lamp[:, None] + 0.14 * grain
 
 
+def _drawing(
+    scenes: Scenes, colour: Tensor, distance: Tensor, pattern: Tensor, shown: Tensor
+) -> Tensor:
+    """Draw outlines with a pen in each object's colour on paper; textures become faint hatching."""
+    pen = max(1.0, scenes.size / 28)  # width of the stroke in pixels, inside the edge
+    ink = torch.maximum((0.5 + distance + pen).clamp(0, 1), 0.45 * pattern) * shown[:, :-1]
+    paper = 0.5 + 0.5 * scenes.background
+    image = (1 - ink.sum(1, keepdim=True)) * paper[..., None, None]
+    return image + torch.einsum("nkhw,nkc->nchw", ink, 0.85 * colour)
+
+
+def _blur(scenes: Scenes, image: Tensor) -> Tensor:
+    """Take a bad picture: out of focus and grainy, each scene to a degree of its own."""
+    n, side = len(scenes), scenes.size
+    reach = max(1, round(side / 32))
+    blurred = image
+    for _ in range(2):  # twice a moving average is nearly a Gaussian
+        blurred = F.avg_pool2d(blurred, 2 * reach + 1, 1, reach, count_include_pad=False)
+    focus, strength = _hash(scenes.noise + 2, 2).T[..., None, None, None]
+    grain = _hash(scenes.noise + 1, side * side).view(n, 1, side, side) - 0.5
+    return image.lerp(blurred, 0.4 + 0.6 * focus) + (0.15 + 0.45 * strength) * grain
+
+
 def _hash(seed: Tensor, count: int) -> Tensor:
     """Uniform noise in [0, 1) (N, count) that depends on each scene's own seed alone."""
     bits = seed[:, None] * 0x9E3779B1 + torch.arange(count, device=seed.device) * 0x85EBCA6B
@@ -421,7 +554,7 @@ def superclasses(scenes: Scenes) -> Tensor:
 
 
 def attributes(scenes: Scenes) -> Tensor:
-    """Which of ATTRIBUTES some object of the scene has: (N, 24) float, 0 or 1."""
+    """Which of ATTRIBUTES some object of the scene has: (N, 30) float, 0 or 1."""
     parts = [
         (scenes.shape, len(SHAPES)),
         (scenes.colour, len(COLOURS)),

@@ -41,7 +41,7 @@ def everything() -> None:
 def main() -> None:
     for style in shapes.STYLES:
         took = seconds(lambda style=style: shapes.classification(10_000, style=style))
-        print(f"10,000 single shapes at 32x32, {style:4}       {took:6.2f} s   (at most 3)")
+        print(f"10,000 single shapes at 32x32, {style:6}     {took:6.2f} s   (at most 3)")
     print(
         f"64 scenes at 96x96 with all labels         {seconds(everything):6.2f} s   (at most 0.5)"
     )
