@@ -35,6 +35,7 @@ _MODULES = {
     "augment",
     "catalogue",
     "data",
+    "detection",
     "evaluate",
     "labels",
     "nets",

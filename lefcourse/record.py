@@ -13,7 +13,7 @@ from pathlib import Path
 from . import catalogue, notebook
 
 # The modules whose code can change a measured number; plots, pages and commands cannot.
-SCIENCE = ("augment", "data", "evaluate", "labels", "nets", "training")
+SCIENCE = ("augment", "data", "detection", "evaluate", "labels", "nets", "training")
 # What `import lefcourse as lc` offers under another name than its module's.
 OFFERED = {"load": "data", "Data": "data", "few_labels": "data", "fit": "training"} | {
     "batches": "training",
