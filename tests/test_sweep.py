@@ -87,12 +87,17 @@ def stub(tiny, monkeypatch):
     return type("Stub", (), {"ran": ran, "problems": stub_problem})
 
 
+STARTING = threading.Lock()
+
+
 def in_process(jobs: int):
     from distributed import LocalCluster
 
-    return LocalCluster(
-        n_workers=jobs, threads_per_worker=1, processes=False, dashboard_address=":0"
-    )
+    # A starting cluster imports parts of Dask: two threads that do it at once see half-loaded modules.
+    with STARTING:
+        return LocalCluster(
+            n_workers=jobs, threads_per_worker=1, processes=False, dashboard_address=":0"
+        )
 
 
 def sweep(*words: str, out: str = "out") -> int:
