@@ -11,9 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from . import catalogue, notebook
+from .paths import ASSETS
 
 # The modules whose code can change a measured number; plots, pages and commands cannot.
-SCIENCE = ("augment", "data", "detection", "evaluate", "labels", "nets", "training")
+SCIENCE = (
+    "augment", "data", "detection", "evaluate", "labels", "miniclip", "nets", "segmentation", "training",
+)  # fmt: skip
+# What a module always draws and reads, besides the modules that it imports.
+NEEDS = {
+    "miniclip": (
+        Path(__file__).parent / "worlds" / "shapes.py",
+        ASSETS / "clip" / "mini.safetensors",
+    )
+}
 # What `import lefcourse as lc` offers under another name than its module's.
 OFFERED = {"load": "data", "Data": "data", "few_labels": "data", "fit": "training"} | {
     "batches": "training",
@@ -39,7 +49,7 @@ def source_sha256(chapter: str) -> dict[str, str]:
 
 
 def sources(cells: Sequence[str]) -> list[Path]:
-    """Return the package's files that code `cells` use: modules in SCIENCE, with what these import, and worlds."""
+    """Return the package's files that code `cells` use: modules in SCIENCE, with what these import; worlds; stored weights."""
     here = Path(__file__).parent
     code = "\n\n".join(
         [*cells, *(c for slug in notebook.borrowed(cells) for c in _method_cells(slug))]
@@ -53,7 +63,8 @@ def sources(cells: Sequence[str]) -> list[Path]:
         imports = _imports(module.read_text()) & set(SCIENCE)
         waiting |= {name for name in imports if here / f"{name}.py" not in found}
     worlds = [w for w in (here / "worlds").glob("*.py") if w.stem in used | _strings(code)]
-    return sorted([*found, *worlds])
+    needs = [file for name in NEEDS if here / f"{name}.py" in found for file in NEEDS[name]]
+    return sorted({*found, *worlds, *needs})
 
 
 def _used(code: str) -> set[str]:

@@ -168,6 +168,7 @@ def test_source_hash_follows_only_the_modules_that_the_code_names():
     assert names("data = lc.load('digits')") == ["data", "labels", "run"]  # data imports labels
     assert names("from lefcourse import augment") == ["augment", "run"]
     assert names("lc.fit(net)", "world = 'shapes'") == ["run", "training", "shapes"]
+    assert names("from lefcourse import miniclip") == ["mini", "miniclip", "run", "shapes"]
     assert {"run", "training"} <= set(names("update = lc.methods('elr').update_targets"))
 
 
