@@ -38,9 +38,11 @@ _MODULES = {
     "detection",
     "evaluate",
     "labels",
+    "miniclip",
     "nets",
     "plot",
     "results",
+    "segmentation",
     "training",
     "worlds",
 }
