@@ -13,6 +13,7 @@ in the chapter `clip`; the checkpoint that `load()` reads was made there by `lef
 B pictures or texts in a batch, L = 16 tokens, P picture tokens, d = 64 dimensions of the common space.
 """
 
+import importlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -194,9 +195,8 @@ class Pictures:
     """N pictures with what is true of their main object, and captions if they were asked for."""
 
     pixels: Tensor  # (N, 3, 32, 32) uint8
-    labels: dict[
-        str, Tensor
-    ]  # (N,) int64 by task (index into TASKS) and `style` (into shapes.STYLES)
+    # (N,) int64 by task (index into TASKS) and `style` (into shapes.STYLES)
+    labels: dict[str, Tensor]
     captions: list[str] | None = None
     tokens: Tensor | None = None  # (N, 16)
     swapped: Tensor | None = None  # (N,) bool: the caption belongs to another picture
@@ -260,9 +260,8 @@ def pictures(
         scenes.colour[:, 0], scenes.shape[:, 0] = colour, shape
     second = torch.rand(n, generator=generator, device=generator.device) < COMPANY
     valid = torch.stack([torch.ones_like(second), second], 1)
-    depth = torch.tensor([0.2, 0.8], device=second.device).expand(
-        n, 2
-    )  # the main object is in front
+    # The main object is in front.
+    depth = torch.tensor([0.2, 0.8], device=second.device).expand(n, 2)
     scenes = replace(scenes, valid=valid, depth=depth)
     step = 4096  # scenes at once, so that the floats of all of them never exist together
     parts = [shapes.render(scenes[i : i + step]).mul(255).round().byte() for i in range(0, n, step)]
@@ -572,9 +571,7 @@ def _open_clip(architecture: str, weights: str) -> RealCLIP:
     package = _package("open_clip", "open_clip_torch", name)
     try:
         model = package.create_model(architecture, pretrained=weights)
-    except (
-        Exception
-    ) as reason:  # unknown names, no network, a broken file: each in a class of its own
+    except Exception as reason:  # names, network, broken files: each has a class of its own
         raise DataError(_no_weights(name, reason)) from reason
     size = model.visual.image_size
     return RealCLIP(
@@ -609,8 +606,6 @@ def _transformers(name: str) -> RealCLIP:
 
 
 def _package(module: str, distribution: str, name: str):
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as reason:

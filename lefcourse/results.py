@@ -101,9 +101,8 @@ def recorded_arms(chapter: str, metric: str, names: Sequence[str]) -> str:
     if not recorded:
         return sentence(chapter, None)
     arms = recorded["summary"]["arms"]
-    known = [
-        name for name in names if metric in arms.get(name, {})
-    ]  # an older record may lack some
+    # An older record may lack some.
+    known = [name for name in names if metric in arms.get(name, {})]
     said = "; ".join(f"{name} {span(arms[name][metric])}" for name in known)
     n = recorded["summary"]["gap_closed"]["n"]
     return f"Recorded over {n} seeds, {metric.replace('_', ' ')}: {said}."

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from . import evaluate
 from .errors import UsageError, choice
 
 KINDS = {2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d), 3: (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)}
@@ -71,14 +72,9 @@ class UNet(nn.Module):
         return self.head(self.features(x))
 
 
-@torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 32) -> Tensor:
     """Return the class of every pixel, (N, ...) int64, in evaluation mode; the model's mode is restored."""
-    training = model.training
-    model.eval()
-    classes = torch.cat([model(part).argmax(1) for part in x.split(batch)])
-    model.train(training)
-    return classes
+    return evaluate.predict(model, x, batch).argmax(1)
 
 
 def dice(predicted: Tensor, truth: Tensor, n_classes: int) -> Tensor:
