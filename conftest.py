@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tinysweep"]  # fixtures of several rooms
+
 os.environ.setdefault("LEFCOURSE_BUDGET", "smoke")
 # Two workers on two cores: one thread each, or they would fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

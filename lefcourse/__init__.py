@@ -7,57 +7,59 @@ things that several chapters share. What is heavy is imported when it is first u
 import importlib
 
 # Bound here at once, because a module of the same name would otherwise take their place.
-from .explore import explore as explore
-from .progress import progress as progress
+from lefcourse.page.explore import explore as explore
+from lefcourse.progress import progress as progress
 
 __version__ = "0.1.0"
 
-# public name -> module that defines it (under that name, unless another is given)
-_HOME = {
-    "Run": "run",
-    "seed_everything": "run",
-    "resolve_device": "run",
-    "methods": "notebook.load_methods",
-    "show": "plot",
-    "say": "plot",
-    "checker": "exercise",
-    "load": "data",
-    "Data": "data",
-    "few_labels": "data",
-    "fit": "training",
-    "batches": "training",
-    "predict": "evaluate",
-    "accuracy": "evaluate",
+# What `import lefcourse as lc` offers: a public name -> the module that defines it.
+OFFERED = {
+    "Run": "running.run",
+    "seed_everything": "science.seeds",
+    "resolve_device": "science.seeds",
+    "methods": "chapter.methods",
+    "show": "page.plot",
+    "say": "page.plot",
+    "checker": "page.exercise",
+    "load": "science.data",
+    "Data": "science.data",
+    "few_labels": "science.data",
+    "fit": "science.training",
+    "batches": "science.training",
+    "predict": "science.evaluate",
+    "accuracy": "science.evaluate",
     "UsageError": "errors",
     "DataError": "errors",
 }
-_MODULES = {
-    "augment",
-    "catalogue",
-    "data",
-    "detection",
-    "evaluate",
-    "labels",
-    "miniclip",
-    "nets",
-    "plot",
-    "results",
-    "segmentation",
-    "training",
-    "worlds",
+# Whole modules: a public name -> its room.
+MODULES = {
+    "augment": "science",
+    "data": "science",
+    "detection": "science",
+    "evaluate": "science",
+    "labels": "science",
+    "miniclip": "science",
+    "nets": "science",
+    "segmentation": "science",
+    "training": "science",
+    "worlds": "science",
+    "plot": "page",
+    "results": "ledger",
 }
-__all__ = sorted([*_HOME, *_MODULES, "explore", "progress"])
+__all__ = sorted([*OFFERED, *MODULES, "catalogue", "explore", "progress"])
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOME:
-        module, _, original = _HOME[name].partition(".")
-        value = getattr(importlib.import_module(f"{__name__}.{module}"), original or name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in MODULES:
+        value = importlib.import_module(f"{__name__}.{MODULES[name]}.{name}")
+    elif name in OFFERED:
+        value = getattr(importlib.import_module(f"{__name__}.{OFFERED[name]}"), name)
+    elif name == "catalogue":
+        return importlib.import_module(f"{__name__}.catalogue")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from lefcourse import notebook
+from lefcourse.chapter import notebook
 
 KNOB = re.compile(r'<figure class="lef-knob".*?</figure>', re.DOTALL)
 

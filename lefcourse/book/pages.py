@@ -8,8 +8,9 @@ from math import log
 
 import yaml
 
-from lefcourse import catalogue, results
+from lefcourse import catalogue
 from lefcourse.catalogue import Chapter, Part
+from lefcourse.ledger import results
 from lefcourse.paths import ROOT
 
 from . import pictures

@@ -10,8 +10,8 @@ import typer
 
 from lefcourse.cli.common import Budget, readable
 from lefcourse.errors import UsageError, choice
-from lefcourse.params import BUDGETS
 from lefcourse.paths import ROOT
+from lefcourse.settings import BUDGETS
 
 SITE = ROOT / "book" / "_build" / "html"
 

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from lefcourse import catalogue, params
+from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.errors import UsageError, choice
+from lefcourse.settings import BUDGETS, DEVICES
 
 ChapterName = Annotated[
     str, typer.Argument(metavar="CHAPTER", help="Slug of a written chapter; see lefcourse list.")
@@ -49,15 +51,11 @@ def request(slug: str, given: Iterable[str], budget: str | None, device: str | N
     """Check what the reader asked for. Raises UsageError for the first thing that cannot be had."""
     chapter = written(slug)
     parameters = params.parse(params.read(chapter.path), given)
-    budget = choice(
-        "budget", budget or os.environ.get("LEFCOURSE_BUDGET") or "standard", params.BUDGETS
-    )
-    device = choice(
-        "device", device or os.environ.get("LEFCOURSE_DEVICE") or "auto", params.DEVICES
-    )
+    budget = choice("budget", budget or os.environ.get("LEFCOURSE_BUDGET") or "standard", BUDGETS)
+    device = choice("device", device or os.environ.get("LEFCOURSE_DEVICE") or "auto", DEVICES)
     _check_folder(parameters.get("dataset", ""))
     if "cuda" in (device, parameters.get("device")):
-        from lefcourse.run import resolve_device  # imports torch
+        from lefcourse.science.seeds import resolve_device  # imports torch
 
         resolve_device("cuda")
     return Request(chapter, parameters, budget, device)

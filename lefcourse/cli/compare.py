@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lefcourse import compare
 from lefcourse.cli import sweep as shared
 from lefcourse.cli.common import Budget, Device, readable, written
 from lefcourse.errors import UsageError
+from lefcourse.ledger import compare
 from lefcourse.paths import runs_root
 from lefcourse.sweep import grid as grids
 from lefcourse.sweep.grid import Sweep

@@ -122,7 +122,7 @@ def machine() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    from lefcourse.data import available
+    from lefcourse.science.data import available
 
     yield OK, "data folder", f"{data_root()} (LEFCOURSE_DATA)"
     for name, (present, hint) in available().items():

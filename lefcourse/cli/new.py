@@ -9,7 +9,7 @@ from lefcourse import catalogue
 from lefcourse.cli.common import readable
 from lefcourse.errors import UsageError
 
-TEMPLATE = Path(__file__).parent.parent / "templates" / "chapter.py"
+TEMPLATE = Path(__file__).parent / "templates" / "chapter.py"
 
 
 def command(

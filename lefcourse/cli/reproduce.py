@@ -11,12 +11,15 @@ from typing import Annotated
 
 import typer
 
-from lefcourse import catalogue, params, results
+from lefcourse import catalogue
+from lefcourse.chapter import params
+from lefcourse.chapter.sources import source_sha256
 from lefcourse.cli import sweep as shared
 from lefcourse.cli.common import Device, Param, Request, readable, request
 from lefcourse.errors import UsageError
+from lefcourse.files import write_json
+from lefcourse.ledger import results
 from lefcourse.paths import RESULTS, runs_root
-from lefcourse.record import source_sha256, write_json
 from lefcourse.sweep.grid import DONE, Sweep, parse_seeds
 
 SEEDS = "5-9"

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lefcourse import catalogue, results
+from lefcourse import catalogue
 from lefcourse.cli.common import written
 from lefcourse.cli.sweep import duration, print_table
+from lefcourse.ledger import results
 
 SIGNS = {">=": "≥", "<=": "≤"}
 HEADER = (

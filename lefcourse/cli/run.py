@@ -46,7 +46,7 @@ def command(
 
 def run(asked: Request, out: Path | None = None) -> int:
     """Execute what was asked for into the new folder `out`, report, and return the exit code."""
-    from lefcourse.runner import execute, executed  # imports torch and papermill
+    from lefcourse.running.runner import execute, executed  # imports torch and papermill
 
     folder = _folder(asked.chapter.slug, out)
     notebook = readable(executed(asked.chapter, folder))

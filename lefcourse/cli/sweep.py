@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from lefcourse.chapter.sources import source_sha256
 from lefcourse.cli.common import Budget, ChapterName, Device, Request, readable, request
 from lefcourse.paths import runs_root
-from lefcourse.record import source_sha256
 from lefcourse.sweep import grid as grids
 from lefcourse.sweep.grid import DONE, FAILED, STALE, Cell, Sweep
 

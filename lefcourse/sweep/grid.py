@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from lefcourse.catalogue import Chapter
 from lefcourse.errors import UsageError
-from lefcourse.record import plain, write_json
+from lefcourse.files import plain, write_json
 
 MANIFEST = "sweep.json"
 # States of a cell. Only `done` is not run again.

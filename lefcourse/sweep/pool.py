@@ -15,8 +15,9 @@ from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
 from filelock import FileLock, Timeout
 
 from lefcourse import catalogue
+from lefcourse.chapter.sources import source_sha256
 from lefcourse.errors import UsageError
-from lefcourse.record import source_sha256, write_json
+from lefcourse.files import write_json
 
 from .grid import DONE, FAILED, Cell, SweepError
 
@@ -52,7 +53,7 @@ _stopped: set[str] = set()  # sweeps that were interrupted while this worker was
 
 def attempt(cell: Cell, sweep: str, source: Mapping, threads: int | None, wait: float) -> dict:
     """Run `cell` unless it is done, or (BUSY) in the hands of another sweep. Runs on a worker."""
-    from lefcourse.runner import execute  # imports papermill
+    from lefcourse.running.runner import execute  # imports papermill
 
     cell.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cell.folder / LOCK)  # the system frees it when its holder dies

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lefcourse import results
 from lefcourse.errors import choice
+from lefcourse.ledger import results
 
 from .grid import Cell
 
@@ -89,7 +89,7 @@ def summary(frame: pd.DataFrame, by: Sequence[str], reference: str | None = None
 
 def role_looks(table: pd.DataFrame) -> dict[str, dict]:
     """Return colour and line of each arm: the colour is its role's, lines tell arms of one role apart."""
-    from lefcourse import plot  # imports torch
+    from lefcourse.page import plot  # imports torch
 
     lines = {role: itertools.cycle(LINES) for role in plot.ROLE_COLOURS}
     arms = table.drop_duplicates("arm").set_index("arm")["role"]
@@ -105,7 +105,7 @@ def figure(
     """
     from matplotlib import rc_context
 
-    from lefcourse import plot  # imports torch
+    from lefcourse.page import plot  # imports torch
 
     with rc_context(plot.STYLE):
         return _figure(table, swept, metric, looks)

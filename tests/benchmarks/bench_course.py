@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lefcourse import catalogue, runner
+from lefcourse import catalogue
+from lefcourse.running import runner
 
 
 def import_seconds(code: str, repeats: int = 5) -> float:

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from lefcourse.worlds import shapes
+from lefcourse.science.worlds import shapes
 
 LABELS = [
     "image",

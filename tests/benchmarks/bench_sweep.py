@@ -16,9 +16,11 @@ import papermill
 import psutil
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
-from lefcourse import catalogue, runner
+from lefcourse import catalogue
 from lefcourse.cli import sweep as command
-from lefcourse.record import new_record, write_json
+from lefcourse.files import write_json
+from lefcourse.running import runner
+from lefcourse.running.record import new_record
 from lefcourse.sweep import pool, report
 from lefcourse.sweep.grid import Sweep
 

@@ -55,8 +55,9 @@ def site(browser, tmp_path_factory) -> Path:
     """The folder of a built book."""
     if "LEFCOURSE_BOOK_SITE" in os.environ:
         return Path(os.environ["LEFCOURSE_BOOK_SITE"]).resolve()
-    from lefcourse import book, runner
+    from lefcourse import book
     from lefcourse.book import copies
+    from lefcourse.running import runner
 
     def execute(chapter, *arguments, **options) -> dict:
         if chapter.slug in CHAPTERS:

@@ -1,0 +1,68 @@
+"""Chapters as files: their cells, and whose methods they borrow."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+METHODS = re.compile(r"lc\.methods\(\s*[\"']([\w-]+)[\"']")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `number` counts all cells of the notebook from 1."""
+
+    number: int
+    kind: str
+    source: str
+    tags: tuple[str, ...]
+    metadata: dict
+    outputs: tuple
+    execution_count: int | None
+
+    @property
+    def code(self) -> bool:
+        return self.kind == "code"
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook file as it stands on disk."""
+
+    path: Path
+    cells: list[Cell]
+    metadata: dict
+
+    def tagged(self, tag: str) -> list[Cell]:
+        """Return the cells that carry `tag`, in order."""
+        return [cell for cell in self.cells if tag in cell.tags]
+
+
+def read(path: Path | str) -> Notebook:
+    """Read the notebook at `path`. Raises OSError or ValueError if it is absent or no notebook."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    cells = [_cell(k, raw) for k, raw in enumerate(content["cells"], 1)]
+    return Notebook(Path(path), cells, content["metadata"])
+
+
+def _cell(number: int, raw: dict) -> Cell:
+    return Cell(
+        number=number,
+        kind=raw["cell_type"],
+        source="".join(raw["source"]),
+        tags=tuple(raw["metadata"].get("tags", ())),
+        metadata=raw["metadata"],
+        outputs=tuple(raw.get("outputs", ())),
+        execution_count=raw.get("execution_count"),
+    )
+
+
+def code_cells(path: Path | str) -> list[str]:
+    """Return the sources of the code cells of the notebook at `path`."""
+    return [cell.source for cell in read(path).cells if cell.code]
+
+
+def borrowed(cells: Sequence[str]) -> list[str]:
+    """Return the slugs of the chapters whose methods the code `cells` load."""
+    return sorted(set(METHODS.findall("\n\n".join(cells))))

@@ -1,0 +1,167 @@
+"""A chapter's parameters: read from its `parameters` cell, and checked before anything runs."""
+
+import ast
+import io
+import math
+import re
+import tokenize
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lefcourse.chapter import notebook
+from lefcourse.errors import UsageError, choice
+from lefcourse.settings import DEVICES
+
+# `a | b | c`, or `a | b | c: what they mean`; an entry `name:PATH` admits any path.
+CHOICES = re.compile(r"([\w.+-]+(?::PATH)?(?: \| [\w.+-]+(?::PATH)?)+)(?::?$|: )")
+TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a `parameters` cell: `name = default  # comment`."""
+
+    name: str
+    default: object
+    comment: str
+    choices: tuple[str, ...] = ()
+
+
+def read(path: Path | str) -> dict[str, Parameter]:
+    """Return the parameters of the notebook at `path`, by name, in order.
+
+    A notebook without a `parameters` cell has none. Raises ValueError if the cell holds anything
+    but assignments of literals.
+    """
+    cells = [cell for cell in notebook.read(path).cells if "parameters" in cell.tags]
+    return parse_cell(cells[0].source, where=Path(path).name) if cells else {}
+
+
+def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Parameter]:
+    """Return the parameters that the source of a `parameters` cell declares."""
+    comments = _comments(source)
+    spec = {}
+    for node in ast.parse(source).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                default = _literal(value, f"{where}, line {node.lineno}: {name}")
+            case _:
+                raise ValueError(f"{where}, line {node.lineno}: not of the form `name = literal`")
+        comment = comments.get(node.end_lineno) or comments.get(node.lineno, "")
+        spec[name] = Parameter(name, default, comment, _choices(name, default, comment))
+    return spec
+
+
+def parse(spec: Mapping[str, Parameter], given: Iterable[str]) -> dict[str, object]:
+    """Turn `name=value` texts into checked values of the parameters' types.
+
+    A relative path after `name:` (as in `imagefolder:photos`) is made absolute, because a notebook
+    does not run in the reader's folder. Raises UsageError as `check` does.
+    """
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"parameter {name!r} has no value: write -p {name}=VALUE")
+        choice("parameter", name, spec)
+        values[name] = _value(spec[name], value)
+    check(spec, values)
+    return values
+
+
+def check(spec: Mapping[str, Parameter], values: Mapping[str, object]) -> None:
+    """Raise UsageError for a value of an unknown name, of the wrong type, or outside the choices.
+
+    A bool is no integer here; an integer will do for a float; a parameter whose default is None
+    takes anything.
+    """
+    for name, value in values.items():
+        choice("parameter", name, spec)
+        default = spec[name].default
+        if default is not None and not _fits(value, default):
+            raise UsageError(_wrong_type(spec[name], value))
+        if spec[name].choices:
+            _check_choice(spec[name], value)
+        elif name == "dataset":
+            from lefcourse.science.data import check_name  # imports torch
+
+            check_name(value)
+
+
+def _comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {
+        token.start[0]: token.string.lstrip("# ").rstrip()
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
+
+
+def _literal(node: ast.expr, where: str) -> object:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{where} is not a literal") from None
+
+
+def _choices(name: str, default: object, comment: str) -> tuple[str, ...]:
+    if name == "device":
+        return DEVICES
+    found = CHOICES.match(comment) if isinstance(default, str) else None
+    return tuple(found[1].split(" | ")) if found else ()
+
+
+def _value(parameter: Parameter, text: str) -> object:
+    """Read `text` as the type of the parameter's default."""
+    default = parameter.default
+    if isinstance(default, str):
+        return _absolute(parameter, text)
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(default, float):
+        text = text.lower()
+        return float(text) if _is_number(text) else text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _absolute(parameter: Parameter, text: str) -> str:
+    prefix, _, path = text.partition(":")
+    if path and f"{prefix}:PATH" in parameter.choices:
+        return f"{prefix}:{Path(path).expanduser().resolve()}"
+    return text
+
+
+def _fits(value: object, default: object) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, list | tuple):
+        sample = default[:1]
+        return type(value) is type(default) and all(_fits(v, d) for v in value for d in sample)
+    return type(value) is type(default)
+
+
+def _wrong_type(parameter: Parameter, value: object) -> str:
+    default = parameter.default
+    expected = TYPE_NAMES.get(type(default), f"a {type(default).__name__}")
+    return f"parameter {parameter.name!r} takes {expected} (default {default!r}), not {value!r}"
+
+
+def _check_choice(parameter: Parameter, value: str) -> None:
+    prefix, _, path = value.partition(":")
+    if path and f"{prefix}:PATH" in parameter.choices:
+        return
+    # The names that a reader knows these by: "unknown data set 'mnits'".
+    kind = {"dataset": "data set", "device": "device"}.get(parameter.name)
+    choice(kind or f"value of {parameter.name!r}", value, parameter.choices)

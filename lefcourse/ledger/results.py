@@ -1,0 +1,186 @@
+"""The recorded results: what `lefcourse reproduce` measured over seeds, and how sure we can be."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lefcourse import catalogue
+from lefcourse.chapter.sources import source_sha256
+from lefcourse.ledger.statistics import interval as interval
+from lefcourse.ledger.statistics import paired as paired
+from lefcourse.paths import RESULTS
+
+BULKY = 32  # a list of more entries (a curve over the steps) stays in the run's own record
+
+
+def load(chapter: str, variant: str = "") -> dict | None:
+    """Return the recorded result of a chapter (or of one of its variants), None if there is none yet."""
+    return read(path_of(catalogue.get(chapter).slug, variant))
+
+
+def path_of(chapter: str, variant: str = "", folder: Path | None = None) -> Path:
+    """Return where the result of a chapter (or of a variant of it) is kept."""
+    return (folder or RESULTS) / f"{chapter}{'-' + variant if variant else ''}.json"
+
+
+def read(path: Path) -> dict | None:
+    """Return the recorded result in the file `path`, None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def run_time(recorded: dict | None) -> str:
+    """Say how long the recorded runs took, in a sentence."""
+    if not recorded:
+        return "Run time: not recorded yet."
+    wall = interval([r["wall_s"] for r in recorded["runs"]])
+    device = recorded["runs"][0]["device"]
+    return f"Measured run time with all arms: {wall['mean']:.0f} s on {device} (mean of {wall['n']} runs)."
+
+
+def span(summary: dict, digits: int = 3) -> str:
+    """Write a mean with its 95 % interval: `0.951 (0.940 to 0.962)`."""
+    if summary["mean"] is None:
+        return "undefined"
+    if summary["low"] is None:
+        return f"{summary['mean']:.{digits}f}"
+    return f"{summary['mean']:.{digits}f} ({summary['low']:.{digits}f} to {summary['high']:.{digits}f})"
+
+
+def sentence(chapter: str, recorded: dict | None) -> str:
+    """Say what the recorded seeds closed of the gap, or that nothing is recorded yet."""
+    if not recorded:
+        return f"Nothing is recorded for this chapter yet; `lefcourse reproduce {chapter}` measures it over five seeds."
+    gap = recorded["summary"]["gap_closed"]
+    return (
+        f"Recorded over {gap['n']} seeds ({recorded['runs'][0]['device']}, {recorded['runs'][0]['budget']} budget): "
+        f"gap closed {span(gap, 2)}, mean with 95 % interval."
+    )
+
+
+def gap_sentence(run, recorded: dict | None) -> str:
+    """Say what this run closed of the gap, beside what the recorded seeds closed."""
+    gap = run.record["gap_closed"]
+    here = (
+        f"**Gap closed in this run: {gap:.2f}.**"
+        if gap is not None
+        else "In this run the oracle does not beat the baseline: there is no gap to close."
+    )
+    return f"{here} {sentence(run.chapter.slug, recorded)}"
+
+
+def recorded_arms(chapter: str, metric: str, names: Sequence[str]) -> str:
+    """Say the recorded mean and 95 % interval of `metric` for the arms in `names`, or that there is none yet."""
+    recorded = load(chapter)
+    if not recorded:
+        return sentence(chapter, None)
+    arms = recorded["summary"]["arms"]
+    # An older record may lack some.
+    known = [name for name in names if metric in arms.get(name, {})]
+    said = "; ".join(f"{name} {span(arms[name][metric])}" for name in known)
+    n = recorded["summary"]["gap_closed"]["n"]
+    return f"Recorded over {n} seeds, {metric.replace('_', ' ')}: {said}."
+
+
+# --- the ledger: made from records, read by the book and by `lefcourse results` --------------------
+
+
+def summarise(records: Sequence[Mapping]) -> dict:
+    """Return what the records of one chapter, one for each seed, say together.
+
+    `parameters` (those that all runs share), `runs` (the records without long lists), `summary` (arms, gap
+    closed, claims: mean and 95 % interval), `source_sha256`.
+    """
+    first = records[0]
+    shared = {n: v for n, v in first["parameters"].items() if n != "seed"}
+    return {
+        "parameters": shared,
+        "runs": [_without_bulk(record) for record in records],
+        "summary": {
+            "arms": {name: _arm(name, records) for name in first["arms"]},
+            "gap_closed": interval([record["gap_closed"] for record in records]),
+            "gap_metric": first.get("gap_metric"),
+            "claims": [_claim(claim["name"], records) for claim in first["claims"]],
+        },
+        "source_sha256": first["source_sha256"],
+    }
+
+
+def _without_bulk(record: Mapping) -> dict:
+    arms = {
+        name: {k: v for k, v in arm.items() if not isinstance(v, list) or len(v) <= BULKY}
+        for name, arm in record["arms"].items()
+    }
+    return dict(record) | {"arms": arms}
+
+
+def _arm(name: str, records: Sequence[Mapping]) -> dict:
+    arms = [record["arms"][name] for record in records if name in record["arms"]]
+    numbers = dict.fromkeys(k for arm in arms for k, value in arm.items() if is_number(value))
+    measured = {k: interval([arm.get(k) for arm in arms]) for k in numbers}
+    return {"role": arms[0]["role"], **measured}
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _claim(name: str, records: Sequence[Mapping]) -> dict:
+    """Judge a claim by the mean over seeds; at the smoke budget nothing is judged."""
+    claims = [claim for record in records for claim in record["claims"] if claim["name"] == name]
+    claim = {key: claims[0][key] for key in ("name", "relation", "threshold", "paper")}
+    measured = interval([c["measured"] for c in claims])
+    holds = [c["holds"] for c in claims]
+    if measured["mean"] is None or None in holds:
+        verdict = "not judged"
+    else:
+        over, limit = measured["mean"], claim["threshold"]
+        verdict = (
+            "holds" if (over >= limit if claim["relation"] == ">=" else over <= limit) else "fails"
+        )
+    return claim | {"measured": measured, "holds": holds, "verdict": verdict}
+
+
+def variants(chapter: str) -> list[str]:
+    """Return the names of a chapter's recorded results, the main one ("") first if it is there."""
+    # The slug of another chapter may begin alike, so the file's content decides.
+    paths = RESULTS.glob(f"{chapter}*.json")
+    own = [path.stem for path in paths if json.loads(path.read_text())["chapter"] == chapter]
+    return [stem[len(chapter) + 1 :] for stem in sorted(own)]
+
+
+def stale(chapter: str, recorded: Mapping) -> bool:
+    """Has the chapter, or what its numbers depend on, changed since the result was recorded?"""
+    return recorded["source_sha256"] != source_sha256(chapter)
+
+
+def ledger(chapters: Sequence[catalogue.Chapter] | None = None) -> list[dict]:
+    """Return one entry for each recorded result, and one for each written chapter without a main one.
+
+    An entry has `chapter`, `variant` and `state`: "recorded", "stale" or "none"; unless that is "none", also `claims`
+    (as `summarise` makes them), `gap_closed`, `gap_metric`, `seeds`, `wall_s`, `device`, `budget`, `made`, `command`.
+    """
+    written = [c for c in chapters or catalogue.chapters() if c.exists]
+    return [entry for chapter in written for entry in _entries(chapter.slug)]
+
+
+def _entries(slug: str) -> Iterator[dict]:
+    recorded_ones = variants(slug)
+    if "" not in recorded_ones:
+        yield {"chapter": slug, "variant": "", "state": "none"}
+    for variant in recorded_ones:
+        recorded = load(slug, variant)
+        runs, summary = recorded["runs"], recorded["summary"]
+        yield {
+            "chapter": slug,
+            "variant": variant,
+            "state": "stale" if stale(slug, recorded) else "recorded",
+            "claims": summary["claims"],
+            "gap_closed": summary["gap_closed"],
+            "gap_metric": summary["gap_metric"],
+            "seeds": [run["seed"] for run in runs],
+            "wall_s": interval([run["wall_s"] for run in runs]),
+            "device": runs[0]["device"],
+            "budget": runs[0]["budget"],
+            "made": recorded["made"],
+            "command": recorded["command"],
+        }

@@ -1,0 +1,199 @@
+"""One run of one chapter: its parameters, seeds, device and budget, and the record of what came out."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from lefcourse import catalogue
+from lefcourse.chapter import params
+from lefcourse.errors import UsageError, choice
+from lefcourse.files import plain, write_json
+from lefcourse.ledger import results
+from lefcourse.page import plot
+from lefcourse.paths import runs_root
+from lefcourse.progress import batch
+from lefcourse.running.record import new_record
+from lefcourse.science.seeds import resolve_device, seed_everything, stream_seed
+from lefcourse.settings import budget_name
+
+ROLES = ("baseline", "alternative", "method", "oracle", "ablation")
+
+
+def peak_mb() -> float:
+    """Return the largest memory this process has held, in MiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+class Run:
+    """What a chapter's second cell makes: checked parameters, seeds, a device, and the record.
+
+    `namespace` is the notebook's `globals()`. At the budgets `smoke` and `full` the parameters named
+    in `smoke` and `full` are replaced there, except those that the reader gave on the command line
+    (`LEFCOURSE_GIVEN`) or set to something of their own.
+    """
+
+    def __init__(self, chapter: str, namespace: dict, *, smoke: Mapping, full: Mapping):
+        self.chapter = catalogue.get(chapter)
+        self.budget = budget_name()
+        spec = params.read(self.chapter.path)
+        preset = {"smoke": smoke, "standard": {}, "full": full}[self.budget]
+        for name in preset:
+            choice("parameter", name, spec)
+        given = os.environ.get("LEFCOURSE_GIVEN", "").split(",")
+        for name, value in preset.items():
+            if name not in given and namespace[name] == spec[name].default:
+                namespace[name] = value
+        self.parameters = {name: namespace[name] for name in spec}
+        params.check(spec, self.parameters)
+        self.seed = int(self.parameters.get("seed", 0))
+        self.device = resolve_device(self.parameters.get("device", "auto"))
+        seed_everything(self.seed)
+        plot.use_style()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.started = time.time()
+        self.folder = Path(os.environ.get("LEFCOURSE_RUN_DIR") or runs_root() / chapter / "live")
+        self.record = new_record(chapter, self.parameters, self.device.type, self.budget)
+        # On a CPU the order of a sum, and so its last digits, depends on the number of threads.
+        self.record["threads"] = torch.get_num_threads()
+        self.save()
+
+    def save(self) -> None:
+        """Write the record as it stands."""
+        write_json(self.folder / "record.json", self.record)
+
+    def generator(
+        self, stream: str = "", device: str | torch.device | None = None
+    ) -> torch.Generator:
+        """Return a generator of its own for one stream of draws, seeded by the run's seed and the name.
+
+        Streams do not disturb each other: an arm that draws more leaves the next one unchanged.
+        """
+        seed = stream_seed(self.seed, stream)
+        return torch.Generator(device=device or self.device).manual_seed(seed)
+
+    def fresh(self, stream: str = "init") -> None:
+        """Reset the global generators, so that every arm starts from the same initial weights."""
+        torch.manual_seed(stream_seed(self.seed, stream))
+
+    def arm(self, name: str, role: str, **metrics: float) -> None:
+        """Record what one arm measured. `role` is one of ROLES; metrics are plain numbers or lists.
+
+        A second call for the same arm adds to its metrics.
+        """
+        known = self.record["arms"].get(name, {})
+        self.record["arms"][name] = known | {"role": choice("role", role, ROLES), **plain(metrics)}
+        self.save()
+
+    def of_role(self, role: str) -> str:
+        """Return the name of the only arm that plays `role`."""
+        names = [name for name, arm in self.record["arms"].items() if arm["role"] == role]
+        if len(names) != 1:
+            raise UsageError(
+                f"exactly one arm must have the role {role!r}; recorded: {names or 'none'}"
+            )
+        return names[0]
+
+    def gap_closed(self, metric: str, higher_is_better: bool = True) -> float | None:
+        """Record and return (method - baseline) / (oracle - baseline) in `metric`.
+
+        0: no better than the labels given; 1: as good as all clean labels. None where the oracle does
+        not beat the baseline, because then there is no gap to close.
+        """
+        baseline, method, oracle = (
+            self.record["arms"][self.of_role(role)][metric]
+            for role in ("baseline", "method", "oracle")
+        )
+        sign = 1 if higher_is_better else -1
+        gap = sign * (oracle - baseline)
+        self.record["gap_closed"] = plain(sign * (method - baseline) / gap) if gap > 0 else None
+        self.record["gap_metric"] = metric
+        self.save()
+        return self.record["gap_closed"]
+
+    def claim(
+        self, name: str, measured: float, relation: str, threshold: float, paper: str
+    ) -> bool | None:
+        """Check `measured relation threshold` (`>=` or `<=`), record it, and return whether it holds.
+
+        At the smoke budget nothing is judged (None): a few steps prove that the code runs, no more.
+        `paper` says what the paper reports, and in which table.
+        """
+        choice("relation", relation, (">=", "<="))
+        holds = measured >= threshold if relation == ">=" else measured <= threshold
+        entry = {
+            "name": name,
+            "measured": plain(measured),
+            "relation": relation,
+            "threshold": threshold,
+            "holds": None if self.budget == "smoke" else bool(holds),
+            "paper": paper,
+        }
+        self.record["claims"] = [c for c in self.record["claims"] if c["name"] != name] + [entry]
+        self.save()
+        return entry["holds"]
+
+    def card(self) -> None:
+        """Display what the catalogue knows of the chapter, and how long a run was measured to take."""
+        chapter, recorded = self.chapter, results.load(self.chapter.slug)
+        arxiv = (
+            f", [arXiv:{chapter.arxiv}](https://arxiv.org/abs/{chapter.arxiv})"
+            if chapter.arxiv
+            else ""
+        )
+        labels = "; ".join(catalogue.LABEL_KINDS[kind].rstrip(".") for kind in chapter.labels)
+        plot.say(
+            f"**{chapter.short}** · {chapter.venue} {chapter.year}{arxiv}  \n"
+            f"Labels: {labels}. Task: {chapter.task}.  \n"
+            f"This run: {self.budget} budget, seed {self.seed}, {self.device.type}. {results.run_time(recorded)}"
+        )
+
+    def verdict(self) -> None:
+        """Display the claims as a table: what was measured, what was asked, whether it holds, what the paper says."""
+        words = {
+            True: "**holds**",
+            False: "**does not hold**",
+            None: "not judged at the smoke budget",
+        }
+        rows = ["| claim | measured | asked | verdict | the paper |", "|---|---|---|---|---|"]
+        for c in self.record["claims"]:
+            measured = "none" if c["measured"] is None else f"{c['measured']:.3f}"
+            sign = {">=": "≥", "<=": "≤"}[c["relation"]]
+            rows.append(
+                f"| {c['name']} | {measured} | {sign} {c['threshold']:g} | {words[c['holds']]} | {c['paper']} |"
+            )
+        plot.say("\n".join(rows))
+
+    def finish(self) -> None:
+        """Close the record: status `done`, wall time, peak memory. The last call of every chapter."""
+        import psutil
+
+        begun = psutil.Process().create_time() if batch() else self.started
+        self.record |= {
+            "status": "done",
+            "wall_s": round(time.time() - begun, 2),
+            "peak_mb": round(peak_mb(), 1),
+        }
+        if self.device.type == "cuda":
+            self.record["cuda_peak_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        self.save()
+        cuda = (
+            f", {self.record['cuda_peak_mb']:.0f} MiB on the GPU"
+            if "cuda_peak_mb" in self.record
+            else ""
+        )
+        print(
+            f"{self.chapter.slug}: {self.budget} budget, seed {self.seed}, {self.device.type}; "
+            f"{self.record['wall_s']:.0f} s, {self.record['peak_mb']:.0f} MiB{cuda}"
+        )

@@ -1,1 +1,0 @@
-"""Generated worlds: data with full ground truth, seeded, vectorised, on the device."""

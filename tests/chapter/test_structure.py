@@ -1,0 +1,210 @@
+"""The structural check: a good chapter passes, and each fault is named."""
+
+import jupytext
+import nbformat
+import pytest
+from tinybook import KERNEL, code, text, write
+
+from lefcourse import catalogue
+from lefcourse.chapter import notebook, structure
+from lefcourse.cli import new
+from lefcourse.page.exercise import blank
+
+SOLUTION = 'def f(x):\n    """Return twice x."""\n    # solution\n    return 2 * x\n    # end of solution\n\n\ncheck(f)'
+
+
+def good() -> list:
+    """The cells of a chapter that has nothing wrong with it."""
+    sections = {
+        name: text(f"## {name}\n\n" + "word " * 60, f"section:{name}")
+        for name in structure.SECTIONS
+    }
+    after = {
+        "parameters": [
+            code('seed = 0  # of every draw\ndevice = "auto"  # where', "parameters"),
+            code(
+                'import lefcourse as lc\n\nrun = lc.Run("x", globals(), smoke={}, full={})', "setup"
+            ),
+        ],
+        "problem": [code('lc.show(fig, alt="bars", caption=f"{n} of them")', "figure")],
+        "method": [code("def loss(x):\n    return x", "method")],
+        "knob": [
+            code('lc.explore(draw, alt=lambda r: f"at {r}", caption="moves", r=[1, 2])', "knob")
+        ],
+        "claim": [code('run.claim("better", 1, ">=", 0, "Table 1")', "claim")],
+        "exercises": [
+            code(blank(SOLUTION), "exercise"),
+            code("check(f)", "check"),
+            code(SOLUTION, "solution", "hide-cell", jupyter={"source_hidden": True}),
+            code("run.finish()"),
+        ],
+    }
+    return [cell for name, head in sections.items() for cell in [head, *after.get(name, [])]]
+
+
+def found(tmp_path, cells, name="x") -> list[str]:
+    return structure.problems(write(tmp_path / f"{name}.ipynb", *cells))
+
+
+def cell_with(cells: list, tag: str):
+    return next(cell for cell in cells if tag in cell.metadata.get("tags", ()))
+
+
+def test_a_good_chapter_has_no_problems(tmp_path):
+    assert found(tmp_path, good()) == []
+
+
+def retag(tag, *tags):
+    def change(cells):
+        cell_with(cells, tag).metadata["tags"] = [*tags]
+
+    return change
+
+
+def rewrite(tag, source):
+    def change(cells):
+        cell_with(cells, tag).source = source
+
+    return change
+
+
+def insert(position, *new_cells):
+    def change(cells):
+        cells[position:position] = new_cells
+
+    return change
+
+
+def swap_sections(cells):
+    one, two = cell_with(cells, "section:knob"), cell_with(cells, "section:claim")
+    one.metadata, two.metadata = two.metadata, one.metadata
+
+
+def unfold(cells):
+    cell_with(cells, "solution").metadata.pop("jupyter")
+
+
+def drop_finish(cells):
+    cells[:] = [cell for cell in cells if cell.source != "run.finish()"]
+
+
+def keep_output(cells):
+    output = nbformat.v4.new_output("stream", text="1")
+    cell_with(cells, "setup").outputs = [output]
+
+
+def keep_count(cells):
+    cell_with(cells, "setup").execution_count = 2
+
+
+def silence(cells):
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("word ", "")
+
+
+SHOW = 'lc.show(fig, alt="a", caption="b")'
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (retag("parameters"), "0 cells are tagged `parameters`"),
+        (insert(2, code("x = 1  # x", "parameters")), "2 cells are tagged `parameters`"),
+        (rewrite("parameters", "seed = f()  # s"), "seed is not a literal"),
+        (rewrite("parameters", "seed = 0\ndevice = 'auto'  # d"), "parameter seed has no comment"),
+        (rewrite("parameters", "seed = 0  # s"), "no parameter device"),
+        (
+            rewrite("parameters", "seed = 0  # s\ndevice = 'auto'  # d\nkind = 'c'  # a | b"),
+            "default of kind is none of its choices",
+        ),
+        (
+            rewrite(
+                "parameters", "seed = 0  # s\ndevice = 'auto'  # d\nkind = 'a'  # a | b, or so"
+            ),
+            "comment of kind",
+        ),
+        (retag("setup"), "0 cells are tagged `setup`"),
+        (insert(2, code("x = 1")), "not the second code cell"),
+        (retag("method"), "no cell is tagged `method`"),
+        (retag("knob"), "no cell is tagged `knob`"),
+        (retag("section:knob"), "sections missing (tags section:NAME): knob"),
+        (swap_sections, "sections out of order"),
+        (rewrite("section:knob", "no heading"), "must stand on a text cell that begins with"),
+        (keep_output, "stored with outputs"),
+        (keep_count, "stored with outputs or an execution count"),
+        (rewrite("figure", SHOW.replace('"a"', '""')), "lc.show without a text in alt="),
+        (rewrite("figure", SHOW.replace('"b"', "words")), "lc.show without a text in caption="),
+        (rewrite("figure", "lc.show(fig)"), "lc.show without a text in alt="),
+        (
+            rewrite("knob", "lc.explore(draw, caption='c', r=[1])"),
+            "lc.explore without a text in alt=",
+        ),
+        (rewrite("exercise", "def f(x):\n    return 1"), "not the blank"),
+        (retag("solution"), "an exercise without a solution"),
+        (rewrite("solution", "def f(x):\n    return 2 * x"), "a solution without `# solution`"),
+        (unfold, "a solution that is not folded"),
+        (retag("solution", "solution"), "a solution that is not folded"),
+        (drop_finish, "does not call run.finish()"),
+        (silence, "words of prose"),
+        (rewrite("method", "x = 1\n" * 31), None),
+        (
+            insert(9, *(code("x = 1\n" * 31) for _ in range(2))),
+            "more than 30 lines in cells 10, 11",
+        ),
+        (insert(9, *(code("x = 1\n" * 13) for _ in range(20))), "median code cell"),
+        (rewrite("method", "%matplotlib inline"), "not plain Python"),
+        (rewrite("method", "open('/srv/x')"), "absolute path"),
+        (rewrite("method", "x = 1  # TODO"), "TODO"),
+    ],
+)
+def test_each_fault_is_named(tmp_path, change, words):
+    cells = good()
+    change(cells)
+    problems = found(tmp_path, cells)
+    if words is None:
+        assert problems == []
+    else:
+        assert any(words in problem for problem in problems), problems
+
+
+def test_addresses_and_formulas_are_no_paths(tmp_path):
+    cells = good()
+    cells[
+        0
+    ].source += "\n[a](https://arxiv.org/abs/1) $T:\\mathcal{X}$ and/or 1/2/3 `runs/elr/1` <b>x</b>"
+    assert found(tmp_path, cells) == []
+
+
+def test_the_kernel_must_be_python3(tmp_path):
+    path = tmp_path / "x.ipynb"
+    book = nbformat.v4.new_notebook(
+        cells=good(), metadata={"kernelspec": {**KERNEL, "name": "mine"}}
+    )
+    nbformat.write(book, path)
+    assert structure.problems(path) == ["the kernelspec is 'mine', not 'python3'"]
+
+
+def test_the_start_page_needs_no_sections(tmp_path):
+    cells = [text("# Start"), code('lc.show(fig, alt="a", caption="b")')]
+    assert found(tmp_path, cells, catalogue.START.slug) == []
+    assert found(tmp_path, [text("TODO")], catalogue.START.slug) == ["cell 1: TODO"]
+
+
+def test_prose_is_counted_without_code_and_formulas(tmp_path):
+    source = "# A heading\n\nIt's $a + b$ and [a link](https://x.y/z)\n\n```\ncode here\n```\n$$ c \\\\ d $$"
+    book = notebook.read(write(tmp_path / "x.ipynb", text(source), code("x = 1")))
+    assert structure.prose_words(book) == len(["A", "heading", "It's", "and", "a", "link"])
+
+
+def test_the_skeleton_lacks_only_what_is_to_be_written(tmp_path):
+    planned = catalogue.chapters()[0]
+    filled = new.fill(new.TEMPLATE.read_text(), planned)
+    assert "{{" not in filled
+    assert planned.title in filled
+    book = jupytext.reads(filled, fmt="py:percent")
+    book.metadata["kernelspec"] = KERNEL
+    nbformat.write(book, tmp_path / "x.ipynb")
+    problems = structure.problems(tmp_path / "x.ipynb")
+    assert problems
+    assert all("TODO" in p or "words of prose" in p for p in problems), problems

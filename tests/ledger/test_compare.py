@@ -1,0 +1,136 @@
+"""Compare: the same problem for several chapters, or a refusal in one line."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tinybook import chapter, code, write
+from tinysweep import PARAMETERS, in_process
+
+from lefcourse import catalogue
+from lefcourse.cli import main
+from lefcourse.files import write_json
+from lefcourse.ledger import compare
+from lefcourse.running import runner
+from lefcourse.running.record import new_record
+from lefcourse.sweep import pool
+
+DATA = 'dataset = "digits"  # digits | mnist\n'
+
+
+@pytest.fixture
+def chapters(tmp_path, monkeypatch):
+    """Four written chapters: `one` and `two` pose the same problem, `few` and `boxes` others."""
+
+    def make(slug, source, task="classification", labels=("noisy",)):
+        made = chapter(write(tmp_path / f"{slug}.ipynb", code(source, "parameters")))
+        made.task, made.labels = task, labels
+        return made
+
+    known = {
+        "one": make("one", PARAMETERS + DATA + "lr = 0.1  # of one\ntrain = 100  # images"),
+        "two": make("two", PARAMETERS + DATA + "lr = 0.3  # of two\ntrain = 200  # images\nnu = 1  # own"),
+        "few": make("few", PARAMETERS + DATA, labels=("few",)),
+        "boxes": make("boxes", PARAMETERS + DATA, task="detection"),
+        "table": make("table", PARAMETERS),
+    }  # fmt: skip
+    monkeypatch.setattr(catalogue, "get", lambda slug: known[slug])
+    monkeypatch.setattr(catalogue, "chapters", lambda: [*known.values()])
+    monkeypatch.setattr(pool, "local_cluster", in_process)
+    monkeypatch.setenv("LEFCOURSE_RUNS", str(tmp_path / "runs"))
+    for name in ("LEFCOURSE_BUDGET", "LEFCOURSE_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return known
+
+
+@pytest.fixture
+def ran(chapters, monkeypatch):
+    """Runs are function calls; return what was run."""
+    ran = []
+
+    def execute(chapter, parameters, out_dir, budget, device, threads=None):
+        ran.append((chapter.slug, dict(parameters)))
+        record = new_record(chapter.slug, {"dataset": "digits"} | parameters, "cpu", budget)
+        better = 0.05 * (chapter.slug == "two") + 0.001 * parameters["seed"] ** 2
+        accuracy = 0.9 - parameters["rate"] / 2 + better
+        metric = "accuracy" if chapter.slug != "odd" else "error"
+        arms = {
+            "cross-entropy": {"role": "baseline", metric: 0.9 - parameters["rate"]},
+            chapter.slug.upper(): {"role": "method", metric: accuracy, "loss": 1.0},
+            "clean labels": {"role": "oracle", metric: 0.95},
+            "half": {"role": "ablation", metric: 0.4},
+        }
+        record |= {"status": "done", "arms": arms, "gap_closed": 0.5, "wall_s": 1.0}
+        write_json(out_dir / "record.json", record | {"gap_metric": metric})
+        return record
+
+    monkeypatch.setattr(runner, "execute", execute)
+    return ran
+
+
+def test_the_same_problem_for_both(ran, capsys):
+    words = "compare one two -p rate 0.2,0.4 --seeds 5-7 --device cpu --out out"
+    assert main(words.split()) == 0
+    assert len(ran) == 2 * 2 * 3
+    assert {p["train"] for _, p in ran} == {100}  # the first chapter's
+    assert not any("lr" in p for _, p in ran)  # the method's own
+    said = capsys.readouterr().out
+    assert "the same for all: train=100" in said
+    assert "one: ONE minus arm" in said
+    table = pd.read_csv("out/summary.csv").set_index(["rate", "metric", "arm"])
+    both = table.loc[0.2, "accuracy", "two: TWO"]
+    assert both["difference"] == pytest.approx(-0.05)
+    arms = {"one: cross-entropy", "one: ONE", "one: clean labels"}
+    assert {a for a in table.index.get_level_values("arm") if a.startswith("one")} == arms
+    for name in ("sweep.csv", "sweep.parquet", "sweep.png", "sweep.svg"):
+        assert Path("out", name).exists()
+    ran.clear()
+    assert main(words.split()) == 0
+    assert not ran
+
+
+def test_what_is_not_the_same_is_said(ran, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "settled", lambda *_: {})
+    usual = runner.execute
+
+    def execute(chapter, parameters, *args, **options):
+        extra = {"train": 100 if chapter.slug == "one" else 200}
+        return usual(chapter, parameters | extra, *args, **options)
+
+    monkeypatch.setattr(runner, "execute", execute)
+    words = "compare one two -p rate 0.2 --seeds 5 --device cpu --out out"
+    assert main(words.split()) == 0
+    assert "not the same for all: train (one: 100, two: 200)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("one", "give two or more different chapters"),
+        ("one one", "give two or more different chapters"),
+        ("one boxes", "one is about classification, boxes about detection"),
+        ("one few", "one assumes noisy labels, few few"),
+        ("one table", "table has no parameter 'dataset'; in common: seed, rate"),
+        ("one two -p nu 1,2", "one has no parameter 'nu'; in common: seed, rate"),
+        ("one two -p rate=", "parameter 'rate' lacks a value"),
+        ("one two -p seed 1", "the seeds are given by --seeds"),
+        ("one two --seeds x", "seeds 'x'"),
+    ],
+)
+def test_bad_input_is_one_line(ran, capsys, words, expected):
+    assert main(["compare", *words.split(), "--device", "cpu", "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and expected in said
+    assert not ran and not Path("out").exists()
+
+
+def test_another_comparison_is_not_overwritten(ran, capsys):
+    words = "compare one two --device cpu --out out --seeds 5 -p rate"
+    assert main([*words.split(), "0.2"]) == 0
+    before = json.loads(Path("out/sweep.json").read_text())
+    assert before["chapter"] == "one+two"
+    assert main([*words.split(), "0.4"]) == 2
+    assert "another sweep (one+two train=100 rate=0.2 seeds=5 standard)" in capsys.readouterr().err
+    assert json.loads(Path("out/sweep.json").read_text()) == before

@@ -1,0 +1,71 @@
+"""What holds for every chapter: its structure, its methods, and that a seed repeats its numbers."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from lefcourse import catalogue
+from lefcourse.chapter import params, structure
+from lefcourse.chapter.methods import methods as load
+from lefcourse.paths import NOTEBOOKS
+from lefcourse.running import runner
+
+WRITTEN = [chapter for chapter in catalogue.chapters() if chapter.exists]
+EVERY = [catalogue.START, *WRITTEN]
+
+
+def slugs(chapters):
+    return [pytest.param(c, id=c.slug, marks=pytest.mark.xdist_group(c.slug)) for c in chapters]
+
+
+def test_every_notebook_is_in_the_catalogue():
+    found = {path for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    assert found == {chapter.path for chapter in EVERY}
+
+
+@pytest.mark.parametrize("chapter", slugs(EVERY))
+def test_structure(chapter):
+    assert structure.problems(chapter.path) == []
+
+
+@pytest.mark.parametrize("chapter", slugs(WRITTEN))
+def test_methods_are_importable(chapter):
+    assert vars(load(chapter.slug))
+
+
+@pytest.mark.parametrize("chapter", slugs(EVERY))
+def test_presets_of_the_budgets_are_parameters(chapter):
+    spec = params.read(chapter.path)
+    assert {"seed", "device"} <= set(spec)
+
+
+@pytest.mark.parametrize("chapter", slugs(WRITTEN))
+def test_the_same_seed_gives_the_same_numbers(chapter, executed, tmp_path):
+    """Execute once more (the first time was nbmake's, on this worker) and compare every metric exactly."""
+    device = os.environ.get("LEFCOURSE_DEVICE", "auto")
+    first = executed.get(chapter.slug) or runner.execute(
+        chapter, {}, tmp_path / "1", "smoke", device
+    )
+    second = runner.execute(chapter, {}, tmp_path / "2", "smoke", device)
+    assert second["status"] == "done", second.get("error")
+    assert json.dumps(first["arms"]) == json.dumps(second["arms"])
+    assert first["gap_closed"] == second["gap_closed"]
+
+
+@pytest.mark.parametrize("chapter", slugs(EVERY))
+def test_committed_without_outputs(chapter):
+    cells = json.loads(chapter.path.read_text())["cells"]
+    assert all(not c.get("outputs") and c.get("execution_count") is None for c in cells)
+
+
+@pytest.mark.gpu
+def test_cuda_is_there_when_it_is_asked_for():
+    """`LEFCOURSE_DEVICE=cuda pytest -m gpu` must fail, not skip, on a machine without CUDA."""
+    if os.environ.get("LEFCOURSE_DEVICE") != "cuda":
+        pytest.skip("runs with LEFCOURSE_DEVICE=cuda")
+    import torch
+
+    assert torch.cuda.is_available()
+    assert "GPU" in subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout

@@ -1,0 +1,60 @@
+"""Figures: caption and alternative text are not optional; statistics are right."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lefcourse.ledger import results
+from lefcourse.page import plot
+
+
+def test_show_needs_caption_and_alt(capsys):
+    for alt, caption in [("", "caption"), ("alt", " ")]:
+        with pytest.raises(ValueError, match="alt text and a caption"):
+            plot.show(plt.figure(), alt=alt, caption=caption)
+
+
+def test_shown_figure_carries_both_escaped(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda html: shown.append(html.data))
+    before = plt.get_fignums()
+    plot.show(plt.figure(figsize=(1, 1)), alt='a "b" < c', caption="d & e")
+    assert (
+        'alt="a &quot;b&quot; &lt; c"' in shown[0]
+        and "<figcaption>d &amp; e</figcaption>" in shown[0]
+    )
+    assert plt.get_fignums() == before, "the figure is closed"
+
+
+def test_spread_is_mean_and_sample_deviation():
+    mean, deviation = plot.spread(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    assert mean.tolist() == [2, 4]
+    assert np.allclose(deviation, [2**0.5, 8**0.5])
+
+
+def test_interval_is_students():
+    values = [0.9, 0.92, 0.95, 0.91, 0.93]
+    low, high = stats.t.interval(0.95, 4, np.mean(values), np.std(values, ddof=1) / 5**0.5)
+    found = results.interval(values)
+    assert found["n"] == 5
+    assert np.allclose([found["mean"], found["low"], found["high"]], [np.mean(values), low, high])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([], (None, None, 0)), ([0.5], (0.5, None, 1)), ([0, 0, None], (0, 0, 2))],
+)
+def test_interval_of_few_values(values, expected):
+    found = results.interval(values)
+    assert (found["mean"], found["low"], found["n"]) == expected
+
+
+def test_samples_marks_wrong_labels():
+    x = torch.zeros(3, 1, 4, 4)
+    fig = plot.samples(x, torch.tensor([0, 1, 1]), ["a", "b"], truth=torch.tensor([0, 0, 1]))
+    titles = [axis.get_title() for axis in fig.axes[:3]]
+    assert titles == ["a", "b (a)", "b"]
+    assert [axis.title.get_color() for axis in fig.axes[:3]] == ["black", plot.VERMILION, "black"]
+    plt.close(fig)

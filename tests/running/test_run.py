@@ -1,0 +1,133 @@
+"""The run: parameters and budgets, seeds, the record, the gap closed, the claims."""
+
+import json
+
+import pytest
+import torch
+
+from lefcourse import catalogue
+from lefcourse.errors import UsageError
+from lefcourse.running import run
+from lefcourse.running.run import Run
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Build a Run of the ELR chapter in a folder of its own."""
+    monkeypatch.setenv("LEFCOURSE_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("LEFCOURSE_DEVICE", "cpu")
+
+    def build(budget="standard", smoke=None, full=None, **values):
+        monkeypatch.setenv("LEFCOURSE_BUDGET", budget)
+        spec = run.params.read(catalogue.get("elr").path)
+        namespace = {name: p.default for name, p in spec.items()} | values
+        made = Run("elr", namespace, smoke=smoke or {"epochs": 2}, full=full or {})
+        return made, namespace
+
+    return build
+
+
+def test_record_says_interrupted_until_it_is_finished(make, tmp_path):
+    r, _ = make()
+    read = lambda: json.loads((tmp_path / "record.json").read_text())  # noqa: E731
+    assert read()["status"] == "interrupted"
+    r.finish()
+    record = read()
+    assert record["status"] == "done"
+    assert record["wall_s"] > 0 and record["peak_mb"] > 0
+    wanted = "chapter parameters seed device budget versions source_sha256 status wall_s peak_mb arms gap_closed claims"
+    assert set(wanted.split()) <= set(record)
+
+
+def test_budget_replaces_only_what_the_reader_left_alone(make):
+    r, namespace = make("smoke", smoke={"epochs": 2, "batch": 8}, batch=16)
+    assert namespace["epochs"] == r.parameters["epochs"] == 2
+    assert namespace["batch"] == r.parameters["batch"] == 16
+
+
+def test_budget_does_not_replace_what_was_given(make, monkeypatch):
+    monkeypatch.setenv("LEFCOURSE_GIVEN", "seed,epochs")
+    r, _ = make("smoke", smoke={"epochs": 2, "batch": 8})
+    assert r.parameters["epochs"] == 100
+    assert r.parameters["batch"] == 8
+
+
+def test_budget_cannot_name_a_parameter_that_does_not_exist(make):
+    with pytest.raises(UsageError, match="epochs"):
+        make("smoke", smoke={"epoch": 2})
+
+
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 1.5}, {"epochs": True}, {"noise": "symetric"}, {"dataset": "mnits"}]
+)
+def test_bad_parameters_are_refused(make, bad):
+    with pytest.raises(UsageError):
+        make(**bad)
+
+
+def test_unknown_budget_names_the_choices(make):
+    with pytest.raises(UsageError, match="smoke, standard, full"):
+        make("tiny")
+
+
+@pytest.mark.parametrize(("method", "closed"), [(0.5, 0.0), (0.9, 1.0), (0.7, 0.5), (0.4, -0.25)])
+def test_gap_closed(make, method, closed):
+    r, _ = make()
+    for name, role, value in [
+        ("b", "baseline", 0.5),
+        ("m", "method", method),
+        ("o", "oracle", 0.9),
+    ]:
+        r.arm(name, role, accuracy=value)
+    assert r.gap_closed("accuracy") == pytest.approx(closed)
+
+
+def test_gap_closed_of_an_error_rate_and_where_there_is_no_gap(make):
+    r, _ = make()
+    for name, role, value in [("b", "baseline", 0.5), ("m", "method", 0.2), ("o", "oracle", 0.1)]:
+        r.arm(name, role, error=value)
+    assert r.gap_closed("error", higher_is_better=False) == pytest.approx(0.75)
+    assert r.gap_closed("error") is None
+
+
+def test_gap_needs_exactly_one_method(make):
+    r, _ = make()
+    r.arm("b", "baseline", accuracy=0.1)
+    with pytest.raises(UsageError, match="method"):
+        r.gap_closed("accuracy")
+
+
+def test_an_arm_gathers_its_metrics(make):
+    r, _ = make()
+    r.arm("m", "method", accuracy=torch.tensor(0.5))
+    r.arm("m", "method", f1=float("nan"))
+    assert r.record["arms"]["m"] == {"role": "method", "accuracy": 0.5, "f1": None}
+    with pytest.raises(UsageError, match="baseline"):
+        r.arm("m", "basline")
+
+
+def test_claims_are_judged_at_standard_and_not_at_smoke(make):
+    r, _ = make()
+    assert r.claim("a", 0.2, ">=", 0.1, "paper") is True
+    assert r.claim("b", 0.2, "<=", 0.1, "paper") is False
+    assert r.claim("c", float("nan"), ">=", 0.1, "paper") is False
+    r.claim("a", 0.05, ">=", 0.1, "paper")
+    assert [c["holds"] for c in r.record["claims"]] == [False, False, False]
+    smoke, _ = make("smoke")
+    assert smoke.claim("a", 0.2, ">=", 0.1, "paper") is None
+
+
+def test_streams_are_reproducible_and_do_not_disturb_each_other(make):
+    a, b = make()[0], make()[0]
+    torch.rand(5, generator=a.generator("noise"))
+    draws = [torch.rand(5, generator=r.generator("batches")) for r in (a, b)]
+    assert torch.equal(*draws)
+    assert not torch.equal(draws[0], torch.rand(5, generator=a.generator("noise")))
+    other = make(seed=6)[0]
+    assert not torch.equal(draws[0], torch.rand(5, generator=other.generator("batches")))
+    weights = []
+    for r in (a, b):
+        torch.rand(3)
+        r.fresh("weights")
+        weights.append(torch.rand(4))
+    assert torch.equal(*weights)
