@@ -1,21 +1,23 @@
 """How sure the recorded seeds make us: means with 95 % intervals, and paired differences."""
 
 from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import, in every kernel
 
 
-def interval(values: Sequence[float]) -> dict[str, float | int | None]:
+def interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
     """Return mean and 95 % interval (Student's t) of `values`, one per seed; with one value, no interval."""
-    from scipy import stats
-
     values = [v for v in values if v is not None]
-    if not values:
+    n = len(values)
+    if not n:
         return {"mean": None, "low": None, "high": None, "n": 0}
-    mean = sum(values) / len(values)
-    if len(values) == 1 or len(set(values)) == 1:
-        low, high = (mean, mean) if len(values) > 1 else (None, None)
-    else:
-        low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
-    return {"mean": mean, "low": low and float(low), "high": high and float(high), "n": len(values)}
+    mean = sum(values) / n
+    if n == 1:
+        return {"mean": mean, "low": None, "high": None, "n": 1}
+    reach = float(stdtrit(n - 1, 0.975)) * _error(values)
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "n": n}
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:
@@ -23,10 +25,18 @@ def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float 
 
     With one seed, or where all differences are equal, there is no test.
     """
-    from scipy import stats
-
     difference = [a - b for a, b in zip(values, others, strict=True)]
     summary = interval(difference)
-    p = float(stats.ttest_rel(values, others).pvalue) if len(set(difference)) > 1 else None
+    p = None
+    if len(set(difference)) > 1:
+        t = summary["mean"] / _error(difference)
+        p = float(2 * stdtr(len(difference) - 1, -abs(t)))
     low, high = summary["low"], summary["high"]
     return {"difference": summary["mean"], "difference_low": low, "difference_high": high, "p": p}
+
+
+def _error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean."""
+    if len(set(values)) == 1:
+        return 0.0  # and not what is left of rounding
+    return float(np.std(values, ddof=1)) / sqrt(len(values))

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
+from PIL.Image import Image
+
 from lefcourse.errors import UsageError, choice
 from lefcourse.progress import batch, in_notebook
 
@@ -79,25 +81,35 @@ def _live(draw, alt, caption, start, knobs) -> None:
     import ipywidgets as widgets
     from IPython.display import display
 
-    from lefcourse.page.plot import image_uri
+    from lefcourse.page.plot import Caption, Shown, image_uri, render
 
     controls = {name: _control(name, values, start[name]) for name, values in knobs.items()}
     # What drawing prints, its progress bars and its errors are seen below the picture.
     picture, below = widgets.HTML(), widgets.Output()
 
-    def redraw() -> None:
+    def redraw() -> Shown:
         values = {name: control.value for name, control in controls.items()}
-        picture.value = _img(image_uri(draw(**values)), _text(alt, values)) + _caption(caption)
+        drawn = render(draw(**values))
+        picture.value = _img(image_uri(drawn), _text(alt, values)) + _caption(caption)
+        return Shown(picture.value, drawn)
 
     def turned(_) -> None:
         below.clear_output()
         with below:
             redraw()
 
-    redraw()
+    class Knob(widgets.VBox):
+        """The control, and for a viewer without a kernel the picture that it began with."""
+
+        def _repr_mimebundle_(self, **more) -> dict:
+            still = {"text/html": first._repr_html_(), "image/png": first._repr_png_()}
+            return super()._repr_mimebundle_(**more) | still | {"text/plain": caption}
+
+    first = redraw()
     for control in controls.values():
         control.observe(turned, names="value")
-    display(widgets.VBox([*controls.values(), picture, below]))
+    display(Knob([*controls.values(), picture, below]))
+    display(Caption(caption))
 
 
 def _control(name: str, values: Sequence, value: object):
@@ -115,27 +127,33 @@ def _control(name: str, values: Sequence, value: object):
 
 
 def _static(draw, alt, caption, start, knobs) -> None:
-    from IPython.display import HTML, display
+    from IPython.display import display
 
-    frames = _frames(draw, alt, knobs)
+    from lefcourse.page.plot import Caption, Shown
+
+    first, frames = _frames(draw, alt, start, knobs)
     size = sum(len(frame["src"]) for frame in frames)
     if size > LIMIT:
         raise UsageError(
             f"a knob's {len(frames)} frames take {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f} MB: "
             "use fewer values or a smaller figure"
         )
-    display(HTML(_page(frames, caption, start, knobs)))
+    display(Shown(_page(frames, caption, start, knobs), first))
+    display(Caption(caption))
 
 
-def _frames(draw, alt, knobs) -> list[dict[str, str]]:
-    """Draw every combination of the knobs' values; the last knob turns fastest."""
-    from lefcourse.page.plot import image_uri
+def _frames(draw, alt, start, knobs) -> tuple[Image, list[dict[str, str]]]:
+    """Draw every combination of the knobs' values; the last knob turns fastest. The picture at `start` comes first."""
+    from lefcourse.page.plot import image_uri, render
 
-    every = [dict(zip(knobs, row, strict=True)) for row in itertools.product(*knobs.values())]
-    return [
-        {"src": image_uri(draw(**values), lossless=False, dpi=110), "alt": _text(alt, values)}
-        for values in every
-    ]
+    frames = []
+    for row in itertools.product(*knobs.values()):
+        values = dict(zip(knobs, row, strict=True))
+        picture = render(draw(**values), dpi=110)
+        if values == start:
+            first = picture
+        frames.append({"src": image_uri(picture, lossless=False), "alt": _text(alt, values)})
+    return first, frames
 
 
 def _page(frames: list, caption: str, start: Mapping, knobs: Mapping) -> str:

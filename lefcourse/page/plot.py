@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image as pictures
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL.Image import Image
+
+from lefcourse.settings import budget_name
 
 # Okabe and Ito's palette: told apart by readers with any of the common colour deficiencies.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
@@ -31,6 +36,7 @@ ROLE_COLOURS = {
     "oracle": GREEN,
     "ablation": PURPLE,
 }
+SMOKE_DPI = 40
 STYLE = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -62,13 +68,65 @@ def array(values) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def image_uri(fig: Figure, *, lossless: bool = True, dpi: int = 160) -> str:
-    """Render `fig` as a data URI (WebP, a third of the size of PNG) and close it."""
-    buffer = io.BytesIO()
-    quality = {"lossless": True, "quality": 50} if lossless else {"quality": 80, "method": 4}
-    fig.savefig(buffer, format="webp", dpi=dpi, pil_kwargs=quality)
+def render(fig: Figure, dpi: int = 160) -> Image:
+    """Draw `fig` and close it. At the smoke budget, where nobody looks, with few dots."""
+    fig.set_dpi(dpi if budget_name() != "smoke" else SMOKE_DPI)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
     plt.close(fig)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return pictures.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def encoded(picture: Image, form: str, **how) -> bytes:
+    """Return `picture` as the bytes of a file of this form (`webp`, `png`)."""
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **how)
+    return buffer.getvalue()
+
+
+def image_uri(picture: Image, *, lossless: bool = True) -> str:
+    """Return `picture` as a data URI (WebP, a third of the size of PNG)."""
+    how = {"lossless": True, "quality": 50} if lossless else {"quality": 80, "method": 4}
+    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', **how)).decode()}"
+
+
+class Shown:
+    """A picture as a page shows it (HTML), and as viewers do that show no HTML (PNG)."""
+
+    def __init__(self, page: str, picture: Image):
+        self.data, self.picture = page, picture
+
+    def _repr_html_(self) -> str:
+        return self.data
+
+    def _repr_png_(self) -> bytes:
+        return encoded(self.picture, "png")
+
+
+class Caption:
+    """What a picture's caption is where a viewer shows the picture alone; a page has it already."""
+
+    def __init__(self, text: str):
+        self.text, self.data = text, ""
+
+    def _repr_html_(self) -> str:
+        return self.data
+
+    def _repr_latex_(self) -> str:
+        return rf"\emph{{{latex(self.text)}}}"
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: "\\" + sign for sign in "&%$#_{}"
+}
+
+
+def latex(text: str) -> str:
+    """Write `text` so that LaTeX prints it as it stands."""
+    return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 def show(fig: Figure, *, alt: str, caption: str) -> None:
@@ -76,19 +134,20 @@ def show(fig: Figure, *, alt: str, caption: str) -> None:
 
     Raises ValueError if either is empty.
     """
-    from IPython.display import HTML, display
+    from IPython.display import display
 
     if not (alt.strip() and caption.strip()):
         raise ValueError("a figure needs an alt text and a caption")
     width = int(fig.get_figwidth() * 100)
-    display(
-        HTML(
-            f'<figure class="lef-figure" style="margin:1em 0">'
-            f'<img src="{image_uri(fig)}" alt="{html.escape(alt)}" '
-            f'style="width:{width}px;max-width:100%;height:auto;background:white">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
+    picture = render(fig)
+    page = (
+        f'<figure class="lef-figure" style="margin:1em 0">'
+        f'<img src="{image_uri(picture)}" alt="{html.escape(alt)}" '
+        f'style="width:{width}px;max-width:100%;height:auto;background:white">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+    display(Shown(page, picture))
+    display(Caption(caption))
 
 
 def say(text: str) -> None:

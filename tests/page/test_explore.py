@@ -160,3 +160,14 @@ def test_a_live_knob_redraws(shown, monkeypatch):
     assert drawn == [(2, "b"), (3, "b")] and 'alt="3 b"' in picture.value
     menu.value = "a"
     assert 'alt="3 a"' in picture.value
+
+
+def test_a_saved_live_knob_leaves_its_first_picture(shown, monkeypatch):
+    monkeypatch.setattr(MODULE, "in_notebook", lambda: True)
+    monkeypatch.setattr(MODULE, "batch", lambda: False)
+    lc.explore(figure_of_rate, alt=lambda rate: f"at {rate}", caption="it moves", rate=[1, 2, 3])
+    bundle = shown[0]._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert 'alt="at 2"' in bundle["text/html"] and "it moves" in bundle["text/html"]
+    assert bundle["image/png"].startswith(b"\x89PNG")
+    assert bundle["text/plain"] == "it moves"

@@ -58,3 +58,26 @@ def test_samples_marks_wrong_labels():
     assert titles == ["a", "b (a)", "b"]
     assert [axis.title.get_color() for axis in fig.axes[:3]] == ["black", plot.VERMILION, "black"]
     plt.close(fig)
+
+
+def test_a_figure_and_its_caption_survive_where_no_page_is_shown():
+    """As nbconvert does for LaTeX: PNG where it can, else LaTeX; and plain viewers show PNG or text."""
+    from IPython.core.formatters import DisplayFormatter
+
+    shown = []
+    for thing in (
+        plot.Shown("<figure>x</figure>", plot.render(plt.figure(figsize=(1, 1)))),
+        plot.Caption("50 % & more_of $5"),
+    ):
+        shown.append(DisplayFormatter().format(thing)[0])
+    assert shown[0]["image/png"].startswith(b"\x89PNG") and "<figure>" in shown[0]["text/html"]
+    assert shown[1]["text/latex"] == r"\emph{50 \% \& more\_of \$5}"
+    assert shown[1]["text/html"] == "" and shown[1]["text/plain"] == "50 % & more_of $5"
+
+
+def test_the_smoke_budget_draws_few_dots(monkeypatch):
+    sizes = []
+    for budget in ("smoke", "standard"):
+        monkeypatch.setenv("LEFCOURSE_BUDGET", budget)
+        sizes.append(plot.render(plt.figure(figsize=(1, 1))).size)
+    assert sizes == [(plot.SMOKE_DPI, plot.SMOKE_DPI), (160, 160)]
