@@ -28,6 +28,7 @@ OFFERED = {
     "batches": "science.training",
     "predict": "science.evaluate",
     "accuracy": "science.evaluate",
+    "diverged": "science.evaluate",
     "UsageError": "errors",
     "DataError": "errors",
 }

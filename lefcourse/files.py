@@ -3,21 +3,28 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
 def plain(value):
     """Turn tensors, NumPy values and non-finite floats into what JSON can say (NaN becomes null)."""
+    return _python(value, lambda number: number if math.isfinite(number) else None)
+
+
+def numbers(value):
+    """Turn tensors and NumPy values into Python's own; NaN stays NaN, so that what follows from it is NaN too."""
+    return _python(value, lambda number: number)
+
+
+def _python(value, number: Callable[[float], float | None]):
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _python(item, number) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [_python(item, number) for item in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return _python(value.tolist(), number)
+    return number(value) if isinstance(value, float) else value
 
 
 def write_json(path: Path, content: Mapping) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lefcourse.chapter import notebook
+from lefcourse.chapter import notebook, ranges
 from lefcourse.errors import UsageError, choice
 from lefcourse.settings import DEVICES
 
-# `a | b | c`, or `a | b | c: what they mean`; an entry `name:PATH` admits any path.
-CHOICES = re.compile(r"([\w.+-]+(?::PATH)?(?: \| [\w.+-]+(?::PATH)?)+)(?::?$|: )")
+# `a | b | c`, or `a | b | c: what they mean`; an entry `name:PATH` admits any path, and `name:NAME`
+# any name that is published somewhere, or a path.
+ENTRY = r"[\w.+-]+(?::PATH|:NAME)?"
+CHOICES = re.compile(rf"({ENTRY}(?: \| {ENTRY})+)(?::?$|: )")
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
@@ -26,6 +28,13 @@ class Parameter:
     default: object
     comment: str
     choices: tuple[str, ...] = ()
+    range: ranges.Range | None = None
+
+    def admits(self, text: str) -> str:
+        """Say whether a choice admits `text` as what stands behind `name:`: "PATH", "NAME" or ""."""
+        prefix, _, rest = text.partition(":")
+        kinds = ("PATH", "NAME") if rest else ()
+        return next((kind for kind in kinds if f"{prefix}:{kind}" in self.choices), "")
 
 
 def read(path: Path | str) -> dict[str, Parameter]:
@@ -49,7 +58,9 @@ def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Paramet
             case _:
                 raise ValueError(f"{where}, line {node.lineno}: not of the form `name = literal`")
         comment = comments.get(node.end_lineno) or comments.get(node.lineno, "")
-        spec[name] = Parameter(name, default, comment, _choices(name, default, comment))
+        spec[name] = Parameter(
+            name, default, comment, _choices(name, default, comment), _range(name, default, comment)
+        )
     return spec
 
 
@@ -57,7 +68,8 @@ def parse(spec: Mapping[str, Parameter], given: Iterable[str]) -> dict[str, obje
     """Turn `name=value` texts into checked values of the parameters' types.
 
     A relative path after `name:` (as in `imagefolder:photos`) is made absolute, because a notebook
-    does not run in the reader's folder. Raises UsageError as `check` does.
+    does not run in the reader's folder; where a published name may stand too (`hf:owner/model`), only
+    what exists is taken for a path. Raises UsageError as `check` does.
     """
     values = {}
     for text in given:
@@ -71,7 +83,7 @@ def parse(spec: Mapping[str, Parameter], given: Iterable[str]) -> dict[str, obje
 
 
 def check(spec: Mapping[str, Parameter], values: Mapping[str, object]) -> None:
-    """Raise UsageError for a value of an unknown name, of the wrong type, or outside the choices.
+    """Raise UsageError for a value of an unknown name, of the wrong type, or outside choices or range.
 
     A bool is no integer here; an integer will do for a float; a parameter whose default is None
     takes anything.
@@ -83,6 +95,8 @@ def check(spec: Mapping[str, Parameter], values: Mapping[str, object]) -> None:
             raise UsageError(_wrong_type(spec[name], value))
         if spec[name].choices:
             _check_choice(spec[name], value)
+        elif isinstance(default, int | float | list | tuple) and not isinstance(default, bool):
+            _check_range(spec[name], value)
         elif name == "dataset":
             from lefcourse.science.data import check_name  # imports torch
 
@@ -108,8 +122,20 @@ def _literal(node: ast.expr, where: str) -> object:
 def _choices(name: str, default: object, comment: str) -> tuple[str, ...]:
     if name == "device":
         return DEVICES
-    found = CHOICES.match(comment) if isinstance(default, str) else None
+    found = CHOICES.match(comment) if isinstance(default, str | int) else None
     return tuple(found[1].split(" | ")) if found else ()
+
+
+def _range(name: str, default: object, comment: str) -> ranges.Range | None:
+    if name == "seed":
+        return ranges.SEEDS
+    return ranges.read(comment) if is_numeric(default) else None
+
+
+def is_numeric(default: object) -> bool:
+    """Is this a number, or a list of numbers? (True and False are none.)"""
+    values = default if isinstance(default, list | tuple) else [default]
+    return bool(values) and all(type(value) in (int, float) for value in values)
 
 
 def _value(parameter: Parameter, text: str) -> object:
@@ -137,9 +163,11 @@ def _is_number(text: str) -> bool:
 
 
 def _absolute(parameter: Parameter, text: str) -> str:
-    prefix, _, path = text.partition(":")
-    if path and f"{prefix}:PATH" in parameter.choices:
-        return f"{prefix}:{Path(path).expanduser().resolve()}"
+    prefix, _, rest = text.partition(":")
+    path = Path(rest).expanduser()
+    kind = parameter.admits(text)
+    if kind == "PATH" or (kind == "NAME" and path.exists()):
+        return f"{prefix}:{path.resolve()}"
     return text
 
 
@@ -158,10 +186,22 @@ def _wrong_type(parameter: Parameter, value: object) -> str:
     return f"parameter {parameter.name!r} takes {expected} (default {default!r}), not {value!r}"
 
 
-def _check_choice(parameter: Parameter, value: str) -> None:
-    prefix, _, path = value.partition(":")
-    if path and f"{prefix}:PATH" in parameter.choices:
+def _check_choice(parameter: Parameter, value: object) -> None:
+    text = str(value)
+    if parameter.admits(text):
         return
     # The names that a reader knows these by: "unknown data set 'mnits'".
     kind = {"dataset": "data set", "device": "device"}.get(parameter.name)
-    choice(kind or f"value of {parameter.name!r}", value, parameter.choices)
+    choice(kind or f"value of {parameter.name!r}", text, parameter.choices)
+
+
+def _check_range(parameter: Parameter, value: object) -> None:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    allowed = parameter.range
+    if not numbers and parameter.default:
+        raise UsageError(f"parameter {parameter.name!r} has no value in it: {value!r}")
+    for number in numbers:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UsageError(f"parameter {parameter.name!r} is {number}, which is no finite number")
+        if allowed and number not in allowed:
+            raise UsageError(f"parameter {parameter.name!r} is {number}; allowed: {allowed.text}")

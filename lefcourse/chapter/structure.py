@@ -9,6 +9,7 @@ from pathlib import Path
 from lefcourse import catalogue
 from lefcourse.chapter import params
 from lefcourse.chapter.notebook import Cell, Notebook, read
+from lefcourse.errors import UsageError
 from lefcourse.page.exercise import blank
 
 SECTIONS = (
@@ -36,8 +37,11 @@ def problems(path: Path | str) -> list[str]:
     """
     book = read(path)
     checks = [_stored, _plain, _figures, _exercises, _sizes]
-    if book.path.stem != catalogue.START.slug:
-        checks += [_sections, _parameters, _experiment, _prose]
+    chapter = book.path.stem != catalogue.START.slug
+    if chapter or book.tagged("parameters"):
+        checks.append(_parameters)
+    if chapter:
+        checks += [_sections, _experiment, _prose]
     return [problem for check in checks for problem in check(book)]
 
 
@@ -164,11 +168,28 @@ def _parameters(book: Notebook) -> Iterator[str]:
             and isinstance(parameter.default, str)
         ):
             yield f"{where}: the comment of {parameter.name} is not `a | b | c` or `a | b | c: why`"
-        if parameter.choices and parameter.default not in parameter.choices:
+        if parameter.choices and str(parameter.default) not in parameter.choices:
             yield f"{where}: the default of {parameter.name} is none of its choices"
+        yield from _range(parameter, where)
     for name in ("seed", "device"):
         if name not in spec:
             yield f"{where}: no parameter {name}"
+
+
+def _range(parameter: params.Parameter, where: str) -> Iterator[str]:
+    """A number without a range fails in the middle of a run, or computes nonsense without a word."""
+    if not params.is_numeric(parameter.default) or parameter.choices:
+        return
+    if parameter.range is None:
+        yield (
+            f"{where}: the comment of {parameter.name} does not begin with its range, "
+            "such as `at least 1: ...` (see lefcourse/chapter/ranges.py)"
+        )
+        return
+    try:
+        params.check({parameter.name: parameter}, {parameter.name: parameter.default})
+    except UsageError as error:
+        yield f"{where}: {error}"
 
 
 def _experiment(book: Notebook) -> Iterator[str]:

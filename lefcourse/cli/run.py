@@ -84,7 +84,8 @@ def report(record: dict) -> None:
     for claim in record["claims"]:
         numbers = f"{_number(claim['measured'])} {claim['relation']} {_number(claim['threshold'])}"
         typer.secho(f"{VERDICTS[claim['holds']]:<15}", fg=COLOURS[claim["holds"]], nl=False)
-        print(f"{claim['name']} ({numbers})")
+        why = f": {claim['not_judged']}" if "not_judged" in claim else ""
+        print(f"{claim['name']} ({numbers}){why}")
     memory = f", {record['peak_mb']:.0f} MiB" if record["peak_mb"] else ""
     print(
         f"\n{record['chapter']}: {record['budget']} budget, seed {record['seed']}, "
@@ -102,13 +103,17 @@ def _print_arms(arms: dict) -> None:
     metrics = [*names][:MAX_METRICS]
     rows = [("arm", "role", *(m.replace("_", " ") for m in metrics))]
     rows += [
-        (name, arm["role"], *(_number(arm.get(m)) for m in metrics)) for name, arm in arms.items()
+        (name, _role(arm), *(_number(arm.get(m)) for m in metrics)) for name, arm in arms.items()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         words = [f"{row[0]:<{widths[0]}}", f"{row[1]:<{widths[1]}}"]
         words += [f"{cell:>{w}}" for cell, w in zip(row[2:], widths[2:], strict=True)]
         print("  ".join(words).rstrip())
+
+
+def _role(arm: dict) -> str:
+    return f"{arm['role']}, diverged" if arm.get("diverged") else arm["role"]
 
 
 def _number(value: object) -> str:

@@ -244,6 +244,7 @@ def report(made: Sweep, metric: str | None) -> None:
     from lefcourse.sweep import report
 
     done = finished(made)
+    _say_what_diverged(done)
     frame = report.tidy(done)
     if frame.empty:
         return
@@ -253,6 +254,13 @@ def report(made: Sweep, metric: str | None) -> None:
     files = report.write(made.folder, frame, table, fig)
     print_summary(table, made.swept, metric, "method")
     print("\n" + "\n".join(str(readable(path)) for path in files))
+
+
+def _say_what_diverged(done: Sequence[Cell]) -> None:
+    for cell in done:
+        arms = [name for name, arm in cell.record()["arms"].items() if arm.get("diverged")]
+        if arms:
+            print(f"diverged, and left out below: {', '.join(arms)} ({cell.name})", file=sys.stderr)
 
 
 def finished(made: Sweep) -> list[Cell]:

@@ -1,9 +1,10 @@
 """One run of one chapter: its parameters, seeds, device and budget, and the record of what came out."""
 
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from lefcourse import catalogue
 from lefcourse.chapter import params
 from lefcourse.errors import UsageError, choice
-from lefcourse.files import plain, write_json
+from lefcourse.files import numbers, plain, write_json
 from lefcourse.ledger import results
 from lefcourse.page import plot
 from lefcourse.paths import runs_root
@@ -35,6 +36,13 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def _not_finite(arm: Mapping) -> bool:
+    """Is the first number of an arm, or its loss, not finite?"""
+    scalars = {key: value for key, value in arm.items() if results.is_number(value)}
+    decisive = [*scalars][:1] + [key for key in scalars if "loss" in key]
+    return not all(math.isfinite(scalars[key]) for key in decisive)
+
+
 class Run:
     """What a chapter's second cell makes: checked parameters, seeds, a device, and the record.
 
@@ -50,6 +58,11 @@ class Run:
         preset = {"smoke": smoke, "standard": {}, "full": full}[self.budget]
         for name in preset:
             choice("parameter", name, spec)
+        if missing := [name for name in spec if name not in namespace]:
+            raise UsageError(
+                f"run the parameters cell first, the one above this: {', '.join(missing)} "
+                "have no value yet"
+            )
         given = os.environ.get("LEFCOURSE_GIVEN", "").split(",")
         for name, value in preset.items():
             if name not in given and namespace[name] == spec[name].default:
@@ -87,14 +100,29 @@ class Run:
         """Reset the global generators, so that every arm starts from the same initial weights."""
         torch.manual_seed(stream_seed(self.seed, stream))
 
-    def arm(self, name: str, role: str, **metrics: float) -> None:
+    def arm(self, name: str, role: str, *, diverged: bool = False, **metrics: float) -> None:
         """Record what one arm measured. `role` is one of ROLES; metrics are plain numbers or lists.
 
-        A second call for the same arm adds to its metrics.
+        A second call for the same arm adds to its metrics. An arm has diverged if the caller says so (see
+        `lc.diverged`), or if its first metric, by which arms are compared, or its loss is not finite. None of
+        its numbers counts then: they are NaN, so that neither a gap nor a claim is computed from them.
         """
         known = self.record["arms"].get(name, {})
-        self.record["arms"][name] = known | {"role": choice("role", role, ROLES), **plain(metrics)}
+        arm = known | {"role": choice("role", role, ROLES), **numbers(metrics)}
+        if diverged or known.get("diverged") or _not_finite(arm):
+            scalars = [key for key, value in arm.items() if results.is_number(value)]
+            arm |= dict.fromkeys(scalars, math.nan) | {"diverged": True}
+            if not known.get("diverged"):
+                print(
+                    f"{name} has diverged: what it puts out is not finite, so nothing is concluded from it"
+                )
+        self.record["arms"][name] = arm
         self.save()
+
+    def diverged(self, roles: Sequence[str] = ROLES) -> list[str]:
+        """Return the names of the arms of these roles that have diverged."""
+        arms = self.record["arms"].items()
+        return [name for name, arm in arms if arm.get("diverged") and arm["role"] in roles]
 
     def of_role(self, role: str) -> str:
         """Return the name of the only arm that plays `role`."""
@@ -109,7 +137,7 @@ class Run:
         """Record and return (method - baseline) / (oracle - baseline) in `metric`.
 
         0: no better than the labels given; 1: as good as all clean labels. None where the oracle does
-        not beat the baseline, because then there is no gap to close.
+        not beat the baseline, because then there is no gap to close, and where one of the three diverged.
         """
         baseline, method, oracle = (
             self.record["arms"][self.of_role(role)][metric]
@@ -117,7 +145,9 @@ class Run:
         )
         sign = 1 if higher_is_better else -1
         gap = sign * (oracle - baseline)
-        self.record["gap_closed"] = plain(sign * (method - baseline) / gap) if gap > 0 else None
+        # Of an arm that has diverged the metric is NaN, which is not above 0.
+        closed = sign * (method - baseline) / gap if gap > 0 else None
+        self.record["gap_closed"] = plain(closed)
         self.record["gap_metric"] = metric
         self.save()
         return self.record["gap_closed"]
@@ -127,22 +157,37 @@ class Run:
     ) -> bool | None:
         """Check `measured relation threshold` (`>=` or `<=`), record it, and return whether it holds.
 
-        At the smoke budget nothing is judged (None): a few steps prove that the code runs, no more.
+        At the smoke budget nothing is judged (None): a few steps prove that the code runs, no more. Nor is
+        anything where baseline, method or oracle has diverged, or where `measured` is not finite.
         `paper` says what the paper reports, and in which table.
         """
         choice("relation", relation, (">=", "<="))
-        holds = measured >= threshold if relation == ">=" else measured <= threshold
+        measured = plain(measured)
+        lost = self._lost(measured)
+        judged = self.budget != "smoke" and not lost
+        holds = judged and (measured >= threshold if relation == ">=" else measured <= threshold)
         entry = {
             "name": name,
-            "measured": plain(measured),
+            "measured": None if lost else measured,
             "relation": relation,
             "threshold": threshold,
-            "holds": None if self.budget == "smoke" else bool(holds),
+            "holds": bool(holds) if judged else None,
             "paper": paper,
         }
+        if lost:
+            entry["not_judged"] = lost
         self.record["claims"] = [c for c in self.record["claims"] if c["name"] != name] + [entry]
         self.save()
         return entry["holds"]
+
+    def _lost(self, measured: float | None) -> str:
+        """Say why a claim cannot be judged at any budget; "" if it can."""
+        diverged = self.diverged(("baseline", "method", "oracle"))
+        if measured is None:
+            diverged = diverged or self.diverged()
+        if diverged:
+            return f"{', '.join(diverged)} diverged"
+        return "what it is about is not a finite number" if measured is None else ""
 
     def card(self) -> None:
         """Display what the catalogue knows of the chapter, and how long a run was measured to take."""
@@ -170,8 +215,9 @@ class Run:
         for c in self.record["claims"]:
             measured = "none" if c["measured"] is None else f"{c['measured']:.3f}"
             sign = {">=": "≥", "<=": "≤"}[c["relation"]]
+            verdict = f"not judged: {c['not_judged']}" if "not_judged" in c else words[c["holds"]]
             rows.append(
-                f"| {c['name']} | {measured} | {sign} {c['threshold']:g} | {words[c['holds']]} | {c['paper']} |"
+                f"| {c['name']} | {measured} | {sign} {c['threshold']:g} | {verdict} | {c['paper']} |"
             )
         plot.say("\n".join(rows))
 

@@ -1,5 +1,7 @@
 """What a trained model is worth. Scores come from scikit-learn and torchmetrics."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,21 @@ def predict(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Return the share of `x` (N, C, H, W) whose class `y` (N,) the model gives the largest logit."""
-    return (predict(model, x).argmax(1) == y).float().mean().item()
+    """Return the share of `x` (N, C, H, W) whose class `y` (N,) the model gives the largest logit.
+
+    NaN for a network that has diverged: its largest logit would be that of class 0, and the share of
+    class 0 looks like an accuracy.
+    """
+    logits = predict(model, x)
+    if diverged(logits):
+        return math.nan
+    return (logits.argmax(1) == y).float().mean().item()
+
+
+def diverged(what: Tensor | nn.Module) -> bool:
+    """Is any number of an output, or of a network's weights and statistics, not finite?"""
+    tensors = what.state_dict().values() if isinstance(what, nn.Module) else [what]
+    return not all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def confusion(logits: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 Data lies on the device as tensors, so a batch is an index: no loader, no worker processes.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -73,6 +75,7 @@ def fit(
     Returns:
         One dict for each pass over the data: `epoch` (from 1), `step`, `loss` (mean over the pass), and
         what `each_epoch` returned. With `steps` the last pass may be a partial one.
+        A loss that is not finite is warned of once; the training goes on, so that the history is whole.
     """
     if (epochs is None) == (steps is None):
         raise UsageError(f"give either epochs or steps, not epochs={epochs} and steps={steps}")
@@ -96,12 +99,21 @@ def fit(
         seen, summed = seen + len(i), summed + batch_loss.detach() * len(i)
         if step % per_epoch == 0 or step == total:
             entry = {"epoch": len(history) + 1, "step": step, "loss": float(summed) / seen}
+            if not math.isfinite(entry["loss"]) and (
+                not history or math.isfinite(history[-1]["loss"])
+            ):
+                _warn_of_divergence(progress, entry)
             if each_epoch:
                 entry |= each_epoch(entry["epoch"], model)
                 model.train()
             history.append(entry)
             seen, summed = 0, torch.zeros_like(summed)
     return history
+
+
+def _warn_of_divergence(name: str | None, entry: dict) -> None:
+    message = f"{name or 'the network'} has diverged: in pass {entry['epoch']} the loss is {entry['loss']}"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _stream(n, batch, generator, epochs, steps) -> Iterator[Tensor]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from lefcourse.catalogue import Chapter
+from lefcourse.chapter.ranges import SEEDS
 from lefcourse.errors import UsageError
 from lefcourse.files import plain, write_json
 
 MANIFEST = "sweep.json"
 # States of a cell. Only `done` is not run again.
 DONE, STALE, FAILED, MISSING = "done", "stale", "failed", "missing"
+MAX_SEEDS = 10_000
 COMMA = re.compile(r",(?![^\[(]*[\])])")  # outside of brackets
 
 
@@ -194,7 +196,14 @@ def _seeds(text: str) -> Iterator[int]:
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
-            raise UsageError(f"seeds {text!r}: write a range such as 5-9 or a list such as 0,3,7")
+            raise UsageError(
+                f"seeds {text!r}: write a range such as 5-9 or a list such as 0,3,7, "
+                f"of numbers {SEEDS.text}"
+            )
+        if last not in SEEDS:
+            raise UsageError(f"seeds {text!r}: {last} is no seed; allowed: {SEEDS.text}")
+        if last - first >= MAX_SEEDS:
+            raise UsageError(f"seeds {text!r}: more than {MAX_SEEDS} seeds")
         yield from range(first, last + 1)
 
 

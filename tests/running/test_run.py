@@ -101,7 +101,8 @@ def test_an_arm_gathers_its_metrics(make):
     r, _ = make()
     r.arm("m", "method", accuracy=torch.tensor(0.5))
     r.arm("m", "method", f1=float("nan"))
-    assert r.record["arms"]["m"] == {"role": "method", "accuracy": 0.5, "f1": None}
+    kept = json.loads((r.folder / "record.json").read_text())["arms"]["m"]
+    assert kept == {"role": "method", "accuracy": 0.5, "f1": None}  # undefined, not diverged
     with pytest.raises(UsageError, match="baseline"):
         r.arm("m", "basline")
 
@@ -110,9 +111,9 @@ def test_claims_are_judged_at_standard_and_not_at_smoke(make):
     r, _ = make()
     assert r.claim("a", 0.2, ">=", 0.1, "paper") is True
     assert r.claim("b", 0.2, "<=", 0.1, "paper") is False
-    assert r.claim("c", float("nan"), ">=", 0.1, "paper") is False
+    assert r.claim("c", float("nan"), ">=", 0.1, "paper") is None
     r.claim("a", 0.05, ">=", 0.1, "paper")
-    assert [c["holds"] for c in r.record["claims"]] == [False, False, False]
+    assert [c["holds"] for c in r.record["claims"]] == [False, None, False]
     smoke, _ = make("smoke")
     assert smoke.claim("a", 0.2, ">=", 0.1, "paper") is None
 
@@ -131,3 +132,52 @@ def test_streams_are_reproducible_and_do_not_disturb_each_other(make):
         r.fresh("weights")
         weights.append(torch.rand(4))
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"accuracy": float("nan")},
+        {"accuracy": 0.1, "loss": float("inf")},
+        {"diverged": True, "accuracy": 0.1},
+    ],
+)
+def test_an_arm_that_diverged_says_so_and_nothing_is_concluded_from_it(make, capsys, said):
+    r, _ = make()
+    r.arm("b", "baseline", accuracy=0.2)
+    r.arm("o", "oracle", accuracy=0.9)
+    r.arm("m", "method", **said)
+    r.arm("m", "method", f1=0.3)
+    assert capsys.readouterr().out.count("m has diverged") == 1
+    kept = json.loads((r.folder / "record.json").read_text())["arms"]["m"]
+    assert kept["diverged"] is True and kept["accuracy"] is None and kept["f1"] is None
+    assert r.gap_closed("accuracy") is None
+    over = r.record["arms"]["m"]["accuracy"] - r.record["arms"]["b"]["accuracy"]
+    assert r.claim("over", over, ">=", -1.0, "paper") is None
+    assert r.claim("something finite", 0.5, ">=", 0.0, "paper") is None
+    assert r.record["claims"][0]["not_judged"] == "m diverged"
+    r.verdict()
+
+
+def test_a_diverged_alternative_leaves_the_other_claims_alone(make):
+    r, _ = make()
+    r.arm("m", "method", accuracy=0.5)
+    r.arm("a", "alternative", accuracy=float("nan"))
+    assert r.claim("of m", 0.5, ">=", 0.1, "paper") is True
+    assert r.claim("over a", 0.5 - float("nan"), ">=", 0.1, "paper") is None
+
+
+def test_the_setup_cell_without_the_parameters_cell(make, tmp_path):
+    with pytest.raises(UsageError, match=r"run the parameters cell first.*seed"):
+        Run("elr", {}, smoke={}, full={})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+def test_a_seed_out_of_range_is_refused_at_once(make, seed):
+    with pytest.raises(UsageError, match=r"'seed' is .* allowed: 0 to 4294967295"):
+        make(seed=seed)
+
+
+def test_a_count_out_of_range_is_refused_in_a_notebook_too(make):
+    with pytest.raises(UsageError, match="'epochs' is 0; allowed: at least 1"):
+        make(epochs=0)

@@ -212,3 +212,21 @@ def test_calibration_error_of_constant_confidence():
     confidence = LOGITS.softmax(1).max(1).values[0].item()
     expected = abs(confidence - 0.75)
     assert evaluate.calibration_error(LOGITS, TRUE) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_network_that_diverges_is_noticed(digits, net):
+    with pytest.warns(
+        RuntimeWarning, match=r"^cross-entropy has diverged: in pass 1 the loss is nan"
+    ):
+        history = training.fit(
+            net,
+            digits.x_train[:64],
+            digits.y_train[:64],
+            epochs=3,
+            lr=1e12,
+            progress="cross-entropy",
+        )
+    assert len(history) == 3
+    assert evaluate.diverged(net)
+    assert evaluate.diverged(evaluate.predict(net, digits.x_test))
+    assert evaluate.accuracy(net, digits.x_test, digits.y_test) != pytest.approx(0.1, abs=1)  # NaN

@@ -25,7 +25,7 @@
 seed = 0  # every random draw of this run comes from it: data split, corruption, initial weights
 device = "auto"  # auto | cpu | cuda: auto takes CUDA where there is one
 dataset = "digits"  # digits | mnist | imagefolder:PATH: where the images come from
-epochs = 20  # passes over the training data, the same for every arm
+epochs = 20  # at least 1: passes over the training data, the same for every arm
 
 # %% tags=["setup"]
 import lefcourse as lc
