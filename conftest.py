@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tinysweep"]  # fixtures of several rooms
+pytest_plugins = ["tinysweep", "costs"]  # fixtures of several rooms; what a chapter costs
 
 os.environ.setdefault("LEFCOURSE_BUDGET", "smoke")
 # Two workers on two cores: one thread each, or they would fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Notebooks get kernels that have imported already what all of them import."""
+    works = "PYTEST_XDIST_WORKER" in os.environ or not session.config.option.numprocesses
+    if works and not session.config.option.collectonly and session.config.option.nbmake:
+        import zygote
+
+        zygote.start(session.config.rootpath / "runs" / "tests" / "kernels")
+
 
 RECORDS: dict[str, dict] = {}  # slug -> record of the notebook executed by nbmake in this process
 
@@ -47,6 +57,7 @@ def pytest_runtest_call(item: pytest.Item):
         del os.environ["LEFCOURSE_RUN_DIR"]
     record = json.loads((folder / "record.json").read_text())
     RECORDS[slug] = record
+    item.kernel_cpu_s = record["cpu_s"]
     assert record["status"] == "done", f"{slug}: the run's record says {record['status']!r}"
     if os.environ.get("LEFCOURSE_DEVICE") == "cuda":
         assert record["device"] == "cuda" and record["cuda_peak_mb"] > 0, (

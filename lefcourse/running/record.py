@@ -25,6 +25,7 @@ def new_record(chapter: str, parameters: Mapping, device: str, budget: str) -> d
         "source_sha256": source_sha256(chapter),
         "status": "interrupted",
         "wall_s": None,
+        "cpu_s": None,
         "peak_mb": None,
         "arms": {},
         "gap_closed": None,
