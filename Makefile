@@ -5,24 +5,24 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.lefcourse-ready
 CHAPTER ?= elr
 JOBS ?= 2
+# What concerns one chapter, if one is named.
+ifneq ($(filter command environment,$(firstword $(origin CHAPTER))),)
+ONE := --chapter $(CHAPTER) $(wildcard notebooks/*/$(CHAPTER).ipynb tests/notebooks/test_$(subst -,_,$(CHAPTER)).py) tests/notebooks/test_chapters.py
+endif
 
 .PHONY: help run test lab book bench lint format lock gpu-test
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
-$(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	@touch $@
+$(READY): requirements.txt pyproject.toml tools/install.py
+	@$(PYTHON) tools/install.py $(VENV)
 
 run: $(READY)    ## execute a chapter (CHAPTER=elr), draw its figures, check its claim
 	$(BIN)/lefcourse run $(CHAPTER)
 
-test: $(READY) lint  ## lint, unit tests, and every notebook at the smoke budget
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -n $(JOBS) --dist loadgroup
+test: $(READY) lint  ## lint, unit tests, every notebook at the smoke budget (CHAPTER=uda: one chapter)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -n $(JOBS) --dist loadgroup $(ONE)
 
 lint: $(READY)   ## ruff: lint and format, notebooks included
 	$(BIN)/ruff check .
@@ -42,9 +42,12 @@ lab: $(READY)    ## JupyterLab with the course open at its start page
 book: $(READY)   ## execute what changed and build the site
 	$(BIN)/lefcourse book
 
-bench: $(READY)  ## print what the course costs in time and memory
-	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+bench: $(READY)  ## print what the course costs in time and memory (CHAPTER=uda: one chapter)
+	@$(BIN)/python tests/benchmarks/bench_course.py $(if $(ONE),$(CHAPTER))
+ifeq ($(ONE),)
+	@for name in shapes sweep; do $(BIN)/python tests/benchmarks/bench_$$name.py || exit 1; done
 	LEFCOURSE_TIMED=1 $(BIN)/python -m pytest -q tests/browser/test_site.py -k within_a_second
+endif
 
 lock:            ## write requirements.txt anew from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.txt

@@ -4,7 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import costs
 import pytest
+
+from lefcourse import catalogue
 
 pytest_plugins = ["tinysweep", "costs"]  # fixtures of several rooms; what a chapter costs
 
@@ -30,8 +33,12 @@ def is_notebook(item: pytest.Item) -> bool:
     return getattr(item, "nbmake", False)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chapter", metavar="SLUG", help="only what concerns this chapter")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep a chapter's execution and the tests that read its record on one worker, in this order."""
     for item in items:
         if is_notebook(item):
@@ -40,6 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(slug))
             if os.environ.get("LEFCOURSE_DEVICE") == "cuda":
                 item.add_marker(pytest.mark.gpu)
+    if one := config.option.chapter:
+        catalogue.get(one)
+        items[:] = [item for item in items if (costs.whose(item) or ("",))[0] == one]
     items.sort(key=lambda item: not is_notebook(item))
 
 
