@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-import costs
 import pytest
 
 from lefcourse import catalogue
@@ -48,6 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if os.environ.get("LEFCOURSE_DEVICE") == "cuda":
                 item.add_marker(pytest.mark.gpu)
     if one := config.option.chapter:
+        import costs
+
         catalogue.get(one)
         items[:] = [item for item in items if (costs.whose(item) or ("",))[0] == one]
     items.sort(key=lambda item: not is_notebook(item))
