@@ -291,6 +291,7 @@ def pool(features: Tensor, boxes: Tensor, side: int) -> Tensor:
     y = boxes[..., 1, None] + (boxes[..., 3] - boxes[..., 1])[..., None] * at
     grid = torch.stack(torch.broadcast_tensors(x[:, :, None], y[..., None]), -1)
     grid = grid.flatten(2, 3) * 2 / grid.new_tensor([width, height]) - 1
+    grid = grid.nan_to_num()  # the gradient of a place that is no number would crash the process
     read = F.grid_sample(features, grid.detach(), padding_mode="border", align_corners=False)
     return read.permute(0, 2, 1, 3).unflatten(-1, (side, side))
 

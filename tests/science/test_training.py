@@ -1,5 +1,6 @@
 """Training and evaluation: equal to a loop written by hand, repeatable to the bit."""
 
+import math
 from copy import deepcopy
 from functools import partial
 
@@ -214,19 +215,13 @@ def test_calibration_error_of_constant_confidence():
     assert evaluate.calibration_error(LOGITS, TRUE) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_network_that_diverges_is_noticed(digits, net):
-    with pytest.warns(
-        RuntimeWarning, match=r"^cross-entropy has diverged: in pass 1 the loss is nan"
-    ):
-        history = training.fit(
-            net,
-            digits.x_train[:64],
-            digits.y_train[:64],
-            epochs=3,
-            lr=1e12,
-            progress="cross-entropy",
-        )
-    assert len(history) == 3
+def test_a_network_that_diverges_is_noticed(digits):
+    net = nets.mlp((1, 8, 8), 10)
+    x, y = digits.x_train[:64], digits.y_train[:64]
+    with pytest.warns(RuntimeWarning, match="^cross-entropy has diverged: in pass") as warned:
+        history = training.fit(net, x, y, epochs=5, lr=1e30, progress="cross-entropy")
+    assert len(history) == 5
+    assert len(warned) == 1
     assert evaluate.diverged(net)
-    assert evaluate.diverged(evaluate.predict(net, digits.x_test))
-    assert evaluate.accuracy(net, digits.x_test, digits.y_test) != pytest.approx(0.1, abs=1)  # NaN
+    assert evaluate.diverged(evaluate.predict(net, x))
+    assert math.isnan(evaluate.accuracy(net, x, y))
