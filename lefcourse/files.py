@@ -1,10 +1,13 @@
-"""Files that are whole or absent: JSON written so that no reader sees a part of it."""
+"""Folders that can be written, and files that are whole or absent: no reader sees a part of them."""
 
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from lefcourse.errors import UsageError
 
 
 def plain(value):
@@ -25,6 +28,21 @@ def _python(value, number: Callable[[float], float | None]):
     if hasattr(value, "tolist"):
         return _python(value.tolist(), number)
     return number(value) if isinstance(value, float) else value
+
+
+def writable(folder: Path) -> Path:
+    """Return `folder`, made if it is not there. Raises UsageError if it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # on a read-only disk a folder may be there all the same
+    except OSError as problem:
+        exists = isinstance(problem, FileExistsError)
+        reason = "it is a file" if exists else problem.strerror or problem
+        raise UsageError(
+            f"cannot write into the folder {str(folder)!r} ({reason}): choose another by --out or LEFCOURSE_RUNS"
+        ) from None
+    return folder
 
 
 def write_json(path: Path, content: Mapping) -> None:

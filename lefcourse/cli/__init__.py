@@ -65,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return app(words, prog_name="lefcourse", standalone_mode=False) or 0
     except UsageError as error:
         message = str(error)
+    except OSError as error:  # a full disk, a pipe that nobody reads, a folder that is not ours
+        where = f": {error.filename}" if error.filename else ""
+        print(f"lefcourse: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
     except TyperException as error:
         message = " ".join(error.format_message().split())
         if words[0] in COMMANDS:

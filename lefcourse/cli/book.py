@@ -10,6 +10,7 @@ import typer
 
 from lefcourse.cli.common import Budget, readable
 from lefcourse.errors import UsageError, choice
+from lefcourse.files import writable
 from lefcourse.paths import ROOT
 from lefcourse.settings import BUDGETS
 
@@ -43,11 +44,11 @@ def command(
       python -m http.server -d book/_build/html # read it at http://localhost:8000
     """
     budget = choice("budget", budget or os.environ.get("LEFCOURSE_BUDGET") or "standard", BUDGETS)
-    if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").exists():
+    if out.is_dir() and any(out.iterdir()) and not (out / "searchindex.js").exists():
         raise UsageError(
             f"folder {str(out)!r} holds something else than a book: choose another --out"
         )
-    raise typer.Exit(_build(budget, jobs, out.resolve()))
+    raise typer.Exit(_build(budget, jobs, writable(out).resolve()))
 
 
 def _build(budget: str, jobs: int | None, out: Path) -> int:

@@ -17,7 +17,7 @@ from lefcourse.chapter.sources import source_sha256
 from lefcourse.cli import sweep as shared
 from lefcourse.cli.common import Device, Param, Request, readable, request
 from lefcourse.errors import UsageError
-from lefcourse.files import write_json
+from lefcourse.files import writable, write_json
 from lefcourse.ledger import results
 from lefcourse.paths import RESULTS, runs_root
 from lefcourse.sweep.grid import DONE, Sweep, parse_seeds
@@ -73,6 +73,8 @@ def command(
     if not plans:
         print("every result is up to date")
         return
+    for folder in (out, runs_root() / "reproduce"):
+        writable(folder)
     with shared.told() as code:
         code.append(_run(plans, jobs, threads, scheduler))
     raise typer.Exit(code[-1])

@@ -12,6 +12,7 @@ import typer
 
 from lefcourse.cli.common import Budget, ChapterName, Device, Param, Request, readable, request
 from lefcourse.errors import UsageError
+from lefcourse.files import writable
 from lefcourse.paths import runs_root
 
 VERDICTS = {True: "holds", False: "does not hold", None: "not judged"}
@@ -123,12 +124,11 @@ def _number(value: object) -> str:
 def _folder(slug: str, out: Path | None) -> Path:
     """Make and return the folder of a new run."""
     if out is not None:
-        if (out / "record.json").exists():
+        if (writable(out) / "record.json").exists():
             raise UsageError(f"folder {str(out)!r} holds a run already: choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
         return out.resolve()
     stamp = runs_root().resolve() / slug / datetime.now().strftime("%Y%m%d-%H%M%S")
-    stamp.parent.mkdir(parents=True, exist_ok=True)
+    writable(stamp.parent)
     k = 1
     while True:
         folder = stamp if k == 1 else stamp.with_name(f"{stamp.name}-{k}")

@@ -12,7 +12,7 @@ import torch
 from lefcourse import catalogue
 from lefcourse.chapter import params
 from lefcourse.errors import UsageError, choice
-from lefcourse.files import numbers, plain, write_json
+from lefcourse.files import numbers, plain, writable, write_json
 from lefcourse.ledger import results
 from lefcourse.page import plot
 from lefcourse.paths import runs_root
@@ -76,7 +76,9 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.started = time.time()
-        self.folder = Path(os.environ.get("LEFCOURSE_RUN_DIR") or runs_root() / chapter / "live")
+        self.folder = writable(
+            Path(os.environ.get("LEFCOURSE_RUN_DIR") or runs_root() / chapter / "live")
+        )
         self.record = new_record(chapter, self.parameters, self.device.type, self.budget)
         # On a CPU the order of a sum, and so its last digits, depends on the number of threads.
         self.record["threads"] = torch.get_num_threads()

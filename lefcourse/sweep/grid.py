@@ -14,7 +14,7 @@ from filelock import FileLock
 from lefcourse.catalogue import Chapter
 from lefcourse.chapter.ranges import SEEDS
 from lefcourse.errors import UsageError
-from lefcourse.files import plain, write_json
+from lefcourse.files import plain, writable, write_json
 
 MANIFEST = "sweep.json"
 # States of a cell. Only `done` is not run again.
@@ -128,8 +128,7 @@ def claim(folder: Path, manifest: Mapping) -> None:
         raise UsageError(f"{str(folder)!r} is a file: choose another --out")
     if not path.exists() and _occupied(folder):
         raise UsageError(f"folder {str(folder)!r} holds something else: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with FileLock(writable(folder) / ".lock"):
         if not path.exists():
             write_json(path, manifest)
         elif (other := json.loads(path.read_text())) != manifest:

@@ -34,6 +34,13 @@ def records(out: str = "out") -> list[dict]:
 # --- what is asked for ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["-1", "4294967296", "99999999999", "0-4294967295", "-3--1"])
+def test_seeds_out_of_range_are_refused_in_one_line(text):
+    with pytest.raises(UsageError) as refused:
+        grids.parse_seeds(text)
+    assert "\n" not in str(refused.value)
+
+
 def test_seeds_are_ranges_and_lists():
     assert grids.parse_seeds("5-9") == [5, 6, 7, 8, 9]
     assert grids.parse_seeds("0,3, 7") == [0, 3, 7]
