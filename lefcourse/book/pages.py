@@ -18,7 +18,6 @@ from .copies import Copy
 from .moving import knob
 
 SMOKE = "Built at the smoke budget: the outputs show that every line runs, and measure nothing."
-SIGNS = {">=": "≥", "<=": "≤"}
 HERO = "elr"  # the chapter whose record moves on the landing page
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n"  # no contents at the right
 SLOT = re.compile(r"<!-- lef:(\w+) -->")
@@ -275,7 +274,7 @@ def _claim(claim: Mapping) -> str:
     cells = (
         claim["name"],
         results.span(claim["measured"]),
-        f"{SIGNS[claim['relation']]} {claim['threshold']:g}",
+        f"{results.SIGNS[claim['relation']]} {claim['threshold']:g}",
         f"**{claim['verdict']}**",
         claim["paper"],
     )

@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,12 +15,13 @@ from lefcourse import catalogue
 from lefcourse.chapter import params
 from lefcourse.chapter.sources import source_sha256
 from lefcourse.cli import sweep as shared
-from lefcourse.cli.common import Device, Param, Request, readable, request
+from lefcourse.cli.common import Device, Param, Request, readable, request, written
 from lefcourse.errors import UsageError
 from lefcourse.files import writable, write_json
 from lefcourse.ledger import results
+from lefcourse.ledger.confirm import compare
 from lefcourse.paths import RESULTS, runs_root
-from lefcourse.sweep.grid import DONE, Sweep, parse_seeds
+from lefcourse.sweep.grid import DONE, Cell, Sweep, parse_seeds
 
 SEEDS = "5-9"
 
@@ -37,6 +38,12 @@ def command(
     stale: Annotated[
         bool,
         typer.Option("--stale", help="Only results that are absent or older than their chapter."),
+    ] = False,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm", help="Run one recorded seed again: did the numbers move since then?"
+        ),
     ] = False,
     out: Annotated[
         Path,
@@ -57,13 +64,24 @@ def command(
     runs/reproduce; the same command again runs only what is missing, has failed, or was made before
     the chapter changed. With --jobs 1 the recorded times are those of a machine with nothing else to do.
 
+    After a change, --confirm runs the first recorded seed of each result again, with every arm. If all numbers are equal (on the
+    processor that they were recorded on) or have moved by no more than the recorded seeds differ (on another one), the result is
+    stamped as confirmed and counts as up to date; otherwise those that moved are named and it stays stale.
+
     \b
     Examples:
       lefcourse reproduce                   all chapters
       lefcourse reproduce --stale           those that changed since they were recorded
       lefcourse reproduce elr --jobs 1      one, with honest times
       lefcourse reproduce elr --variant mnist -p dataset mnist
+      lefcourse reproduce --stale --confirm see whether what changed changed a number
     """
+    if confirm:
+        if param or seeds != SEEDS:
+            raise UsageError("--confirm runs what is recorded: give it no -p and no --seeds")
+        with shared.told() as code:
+            code.append(_confirm(chapters, variant, stale, out, device, jobs, threads, scheduler))
+        raise typer.Exit(code[-1])
     slugs = chapters or [c.slug for c in catalogue.chapters() if c.exists]
     asked = [request(slug, _with_all_arms(slug, param or []), budget, device) for slug in slugs]
     _check(asked, variant, param, out)
@@ -158,11 +176,10 @@ class _Plan:
         content = made | results.summarise([cell.record() for cell in self.cells])
         write_json(self.path, content)
         claims = content["summary"]["claims"]
-        hold = sum(claim["verdict"] == "holds" for claim in claims)
+        verdicts = results.count(claims)
         gap = results.span(content["summary"]["gap_closed"], 2)
         print(
-            f"{self.path.stem}: {hold} of {len(claims)} claims hold, gap closed {gap}; "
-            f"{readable(self.path.resolve())}",
+            f"{self.path.stem}: {verdicts}; gap closed {gap}; {readable(self.path.resolve())}",
             flush=True,
         )
 
@@ -185,3 +202,74 @@ def _run(
             plan.write()
     cells = [cell for plan in plans for cell in plan.cells]
     return shared.run(cells, jobs, threads, scheduler, ended)
+
+
+# --- did the numbers move? -----------------------------------------------------------------------
+
+
+def _confirm(chapters, variant, stale, out, device, jobs, threads, scheduler) -> int:
+    """Run one seed of each recorded result again, stamp those whose numbers stand, and name what moved."""
+    found = list(_recorded(chapters, variant, out))
+    if stale:
+        found = [(slug, path) for slug, path in found if results.stale(slug, results.read(path))]
+    if not found:
+        print("nothing to confirm: every result is up to date" if stale else "nothing is recorded")
+        return 0
+    plan_of = {}
+    for slug, path in found:
+        recorded = results.read(path)
+        plan_of[path] = _again(slug, recorded, device or recorded["runs"][0]["device"])
+    code = shared.run([*plan_of.values()], jobs, threads, scheduler)
+    for path, cell in plan_of.items():
+        code |= _judge(path, cell)
+    return code
+
+
+def _recorded(chapters: list[str] | None, variant: str, out: Path):
+    """Yield slug and file of each result that is there: the variant that is named, or all of them."""
+    for slug in chapters or [c.slug for c in catalogue.chapters() if c.exists]:
+        written(slug)
+        names = [variant] if variant else results.variants(slug, out)
+        paths = [results.path_of(slug, name, out) for name in names]
+        if chapters and not [path for path in paths if path.exists()]:
+            raise UsageError(
+                f"{slug}: nothing is recorded{f' as {variant!r}' if variant else ''} that could be confirmed"
+            )
+        yield from ((slug, path) for path in paths if path.exists())
+
+
+def _again(slug: str, recorded: Mapping, device: str) -> Cell:
+    """Return the run that repeats the first recorded seed of a result: by its own command, on the same device."""
+    words = shlex.split(recorded["command"])
+    given = [f"{words[k + 1]}={words[k + 2]}" for k, word in enumerate(words) if word == "-p"]
+    first = recorded["runs"][0]
+    asked = request(slug, _with_all_arms(slug, given), first["budget"], device)
+    grid = {name: [value] for name, value in asked.parameters.items()}
+    folder = (runs_root() / "confirm" / slug).resolve()
+    (cell,) = Sweep(asked.chapter, grid, [first["seed"]], asked.budget, device, folder).cells()
+    return cell
+
+
+def _judge(path: Path, cell: Cell) -> int:
+    recorded, now = results.read(path), cell.record()
+    if cell.state(source_sha256(cell.chapter.slug)) != DONE:
+        print(f"{path.stem}: not confirmed, its run is not done", file=sys.stderr)
+        return 1
+    found = compare(recorded["runs"], now)
+    if found.moved:
+        print(
+            f"{path.stem}: not confirmed, {len(found.moved)} of {found.compared} numbers moved at seed {now['seed']}"
+        )
+        print("\n".join(f"  {line}" for line in found.moved))
+        return 1
+    recorded["confirmed"] = {
+        "date": date.today().isoformat(),
+        "seed": now["seed"],
+        "processor": now.get("processor"),
+        "compared": found.compared,
+        "how": found.how,
+        "source_sha256": now["source_sha256"],
+    }
+    write_json(path, recorded)
+    print(f"{path.stem}: confirmed, {found.compared} numbers of seed {now['seed']} {found.how}")
+    return 0

@@ -11,7 +11,6 @@ from lefcourse.cli.common import written
 from lefcourse.cli.sweep import duration, print_table
 from lefcourse.ledger import results
 
-SIGNS = {">=": "≥", "<=": "≤"}
 HEADER = (
     "chapter", "claim", "verdict", "measured", "asked", "gap closed",
     "seeds", "time", "device", "state", "the paper",
@@ -26,10 +25,11 @@ def command(
 ) -> None:
     """Show what the course measured of its papers' claims.
 
-    A row for each claim: the verdict on the mean over seeds and in how many seeds it held, what was measured (mean
-    and 95 % interval), what was asked, how much of the gap between baseline and oracle the method closed, the time
-    of a run, and what the paper reports. A result is stale when its chapter has changed since; `lefcourse reproduce`
-    measures it again.
+    A row for each claim: the verdict, what was measured (mean and 95 % interval over the seeds), what was asked, how
+    much of the gap between baseline and oracle the method closed, the time of a run, and what the paper reports. A
+    claim holds where the whole interval lies on the right side of what was asked, fails where it lies on the wrong
+    side, and is undecided otherwise. A result is stale when its chapter has changed since; `lefcourse reproduce`
+    measures it again, and with --confirm looks whether the numbers moved.
     """
     entries = results.ledger([written(slug) for slug in chapters or ()] or None)
     if as_json:
@@ -53,14 +53,13 @@ def _rows(entry: Mapping) -> Iterator[tuple[str, ...]]:
         results.span(entry["gap_closed"], 2),
         str(len(entry["seeds"])),
         duration(entry["wall_s"]["mean"]),
-        entry["device"] + ("" if entry["budget"] == "standard" else f", {entry['budget']}"),
+        entry["device"]
+        + ("" if entry["budget"] == "standard" else f", {entry['budget']}")
+        + (f", {entry['cuda_peak_mb']:.0f} MiB" if entry["cuda_peak_mb"] else ""),
         entry["state"],
     )
     for claim in entry["claims"]:
-        held = f"{claim['verdict']}"
-        if claim["verdict"] != "not judged":
-            held += f", {sum(claim['holds'])} of {len(claim['holds'])}"
-        asked = f"{SIGNS[claim['relation']]} {claim['threshold']:g}"
+        asked = f"{results.SIGNS[claim['relation']]} {claim['threshold']:g}"
         measured = results.span(claim["measured"])
         name = f"{entry['chapter']}{variant}"
-        yield name, claim["name"], held, measured, asked, *run, claim["paper"]
+        yield name, claim["name"], claim["verdict"], measured, asked, *run, claim["paper"]

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +13,16 @@ import typer
 from lefcourse.cli.common import Budget, ChapterName, Device, Param, Request, readable, request
 from lefcourse.errors import UsageError
 from lefcourse.files import writable
+from lefcourse.ledger import results
+from lefcourse.ledger.statistics import FAILS, HOLDS, NOT_JUDGED, UNDECIDED
 from lefcourse.paths import runs_root
 
-VERDICTS = {True: "holds", False: "does not hold", None: "not judged"}
-COLOURS = {True: typer.colors.GREEN, False: typer.colors.RED, None: typer.colors.YELLOW}
+COLOURS = {
+    HOLDS: typer.colors.GREEN,
+    FAILS: typer.colors.RED,
+    UNDECIDED: typer.colors.YELLOW,
+    NOT_JUDGED: None,
+}
 MAX_METRICS = 4
 
 
@@ -82,15 +88,24 @@ def report(record: dict) -> None:
         )
     if record["claims"]:
         print()
+    recorded = results.load(record["chapter"]) if record["claims"] else None
     for claim in record["claims"]:
-        numbers = f"{_number(claim['measured'])} {claim['relation']} {_number(claim['threshold'])}"
-        typer.secho(f"{VERDICTS[claim['holds']]:<15}", fg=COLOURS[claim["holds"]], nl=False)
-        why = f": {claim['not_judged']}" if "not_judged" in claim else ""
-        print(f"{claim['name']} ({numbers}){why}")
+        _print_claim(claim, results.recorded_claim(recorded, claim["name"]))
     memory = f", {record['peak_mb']:.0f} MiB" if record["peak_mb"] else ""
     print(
         f"\n{record['chapter']}: {record['budget']} budget, seed {record['seed']}, "
         f"{record['device']}; {record['wall_s']:.0f} s{memory}"
+    )
+
+
+def _print_claim(claim: dict, seeds: Mapping | None) -> None:
+    """Print a claim with this run's value, and the verdict over the recorded seeds: one run is one draw."""
+    asked = f"asked {claim['relation']} {_number(claim['threshold'])}"
+    here = claim.get("not_judged") or f"{_number(claim['measured'])} here"
+    print(f"{claim['name']}: {asked}, {here}; recorded: ", end="", flush=True)
+    typer.secho(
+        results.told(seeds) if seeds else "nothing yet",
+        fg=COLOURS[seeds["verdict"]] if seeds else None,
     )
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from lefcourse import catalogue
 from lefcourse.chapter.sources import source_sha256
+from lefcourse.ledger.statistics import FAILS, HOLDS, NOT_JUDGED, UNDECIDED, VERDICTS, verdict
 from lefcourse.ledger.statistics import interval as interval
 from lefcourse.ledger.statistics import paired as paired
 from lefcourse.paths import RESULTS
 
+SIGNS = {">=": "≥", "<=": "≤"}
 BULKY = 32  # a list of more entries (a curve over the steps) stays in the run's own record
 
 
@@ -32,9 +34,11 @@ def run_time(recorded: dict | None) -> str:
     """Say how long the recorded runs took, in a sentence."""
     if not recorded:
         return "Run time: not recorded yet."
-    wall = interval([r["wall_s"] for r in recorded["runs"]])
-    device = recorded["runs"][0]["device"]
-    return f"Measured run time with all arms: {wall['mean']:.0f} s on {device} (mean of {wall['n']} runs)."
+    runs = recorded["runs"]
+    wall = interval([r["wall_s"] for r in runs])
+    gpu = max(r.get("cuda_peak_mb", 0) for r in runs)
+    memory = f", {gpu:.0f} MiB of GPU memory" if gpu else ""
+    return f"Measured run time with all arms: {wall['mean']:.0f} s on {runs[0]['device']} (mean of {wall['n']} runs){memory}."
 
 
 def span(summary: dict, digits: int = 3) -> str:
@@ -125,39 +129,65 @@ def is_number(value: object) -> bool:
 
 
 def _claim(name: str, records: Sequence[Mapping]) -> dict:
-    """Judge a claim by the mean over seeds; at the smoke budget nothing is judged."""
+    """Judge a claim by its 95 % interval over the seeds; at the smoke budget nothing is judged."""
     claims = [claim for record in records for claim in record["claims"] if claim["name"] == name]
     claim = {key: claims[0][key] for key in ("name", "relation", "threshold", "paper")}
-    measured = interval([c["measured"] for c in claims])
     holds = [c["holds"] for c in claims]
-    if measured["mean"] is None or None in holds:
-        verdict = "not judged"
-    else:
-        over, limit = measured["mean"], claim["threshold"]
-        verdict = (
-            "holds" if (over >= limit if claim["relation"] == ">=" else over <= limit) else "fails"
-        )
-    return claim | {"measured": measured, "holds": holds, "verdict": verdict}
+    known = [c["measured"] for c in claims if c["holds"] is not None]
+    measured = interval(known)
+    judged = verdict(measured, claim["relation"], claim["threshold"])
+    if known and len(known) < len(claims):
+        judged = UNDECIDED  # a seed whose network diverged cannot be left out as if it had not been
+    return claim | {"measured": measured, "holds": holds, "verdict": judged}
 
 
-def variants(chapter: str) -> list[str]:
+def told(claim: Mapping) -> str:
+    """Say the verdict on a recorded claim, and what it rests on: `holds: 0.053 (0.021 to 0.085), 5 seeds`."""
+    n = claim["measured"]["n"]
+    seeds = f"{n} seed{'s' if n != 1 else ''}"
+    if claim["verdict"] == NOT_JUDGED:
+        return NOT_JUDGED
+    return f"{claim['verdict']}: {span(claim['measured'])}, {seeds}"
+
+
+def count(claims: Sequence[Mapping]) -> str:
+    """Count claims by verdict: `3 hold, 1 undecided, 1 fails`."""
+    verdicts = [claim["verdict"] for claim in claims]
+    words = {HOLDS: "hold", FAILS: "fail"}
+    counted = [(v, verdicts.count(v)) for v in VERDICTS if v in verdicts]
+    said = [f"{n} {words.get(v, v) if n > 1 else v}" for v, n in counted]
+    return ", ".join(said) or "no claims"
+
+
+def recorded_claim(recorded: Mapping | None, name: str) -> Mapping | None:
+    """Return what is recorded of the claim `name`, None if nothing is."""
+    claims = recorded["summary"]["claims"] if recorded else []
+    return next((claim for claim in claims if claim["name"] == name), None)
+
+
+def variants(chapter: str, folder: Path | None = None) -> list[str]:
     """Return the names of a chapter's recorded results, the main one ("") first if it is there."""
     # The slug of another chapter may begin alike, so the file's content decides.
-    paths = RESULTS.glob(f"{chapter}*.json")
+    paths = (folder or RESULTS).glob(f"{chapter}*.json")
     own = [path.stem for path in paths if json.loads(path.read_text())["chapter"] == chapter]
     return [stem[len(chapter) + 1 :] for stem in sorted(own)]
 
 
 def stale(chapter: str, recorded: Mapping) -> bool:
-    """Has the chapter, or what its numbers depend on, changed since the result was recorded?"""
-    return recorded["source_sha256"] != source_sha256(chapter)
+    """Has the chapter, or what its numbers depend on, changed since the result was recorded or last confirmed?"""
+    now = source_sha256(chapter)
+    return now not in (
+        recorded["source_sha256"],
+        recorded.get("confirmed", {}).get("source_sha256"),
+    )
 
 
 def ledger(chapters: Sequence[catalogue.Chapter] | None = None) -> list[dict]:
     """Return one entry for each recorded result, and one for each written chapter without a main one.
 
     An entry has `chapter`, `variant` and `state`: "recorded", "stale" or "none"; unless that is "none", also `claims`
-    (as `summarise` makes them), `gap_closed`, `gap_metric`, `seeds`, `wall_s`, `device`, `budget`, `made`, `command`.
+    (as `summarise` makes them), `gap_closed`, `gap_metric`, `seeds`, `wall_s`, `device`, `budget`, `made`, `command`,
+    `confirmed` (None, or what `lefcourse reproduce --confirm` found), `processor`, `cuda_peak_mb` (None on a CPU).
     """
     written = [c for c in chapters or catalogue.chapters() if c.exists]
     return [entry for chapter in written for entry in _entries(chapter.slug)]
@@ -183,4 +213,7 @@ def _entries(slug: str) -> Iterator[dict]:
             "budget": runs[0]["budget"],
             "made": recorded["made"],
             "command": recorded["command"],
+            "confirmed": recorded.get("confirmed"),
+            "processor": sorted({run.get("processor", "not recorded") for run in runs}),
+            "cuda_peak_mb": max((run.get("cuda_peak_mb", 0) for run in runs), default=0) or None,
         }

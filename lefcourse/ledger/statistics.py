@@ -1,10 +1,13 @@
 """How sure the recorded seeds make us: means with 95 % intervals, and paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import numpy as np
 from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import, in every kernel
+
+HOLDS, FAILS, UNDECIDED, NOT_JUDGED = "holds", "fails", "undecided", "not judged"
+VERDICTS = (HOLDS, UNDECIDED, FAILS, NOT_JUDGED)
 
 
 def interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
@@ -18,6 +21,22 @@ def interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
         return {"mean": mean, "low": None, "high": None, "n": 1}
     reach = float(stdtrit(n - 1, 0.975)) * _error(values)
     return {"mean": mean, "low": mean - reach, "high": mean + reach, "n": n}
+
+
+def verdict(measured: Mapping, relation: str, threshold: float) -> str:
+    """Judge `measured relation threshold` by the 95 % interval over seeds: one of VERDICTS.
+
+    It holds where the whole interval lies on the right side (touching counts), fails where it lies on the wrong side,
+    and is undecided where the threshold lies inside, or where one seed leaves no interval.
+    """
+    if measured["mean"] is None:
+        return NOT_JUDGED
+    if measured["low"] is None:
+        return UNDECIDED
+    low, high = measured["low"] - threshold, measured["high"] - threshold
+    if relation == "<=":
+        low, high = -high, -low
+    return HOLDS if low >= 0 else FAILS if high < 0 else UNDECIDED
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,22 @@ from lefcourse.science.seeds import resolve_device, seed_everything, stream_seed
 from lefcourse.settings import budget_name
 
 ROLES = ("baseline", "alternative", "method", "oracle", "ablation")
+
+
+def processor(device: torch.device) -> str:
+    """Name what computes: another processor gives other last digits, and in time another number."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu_model()}, {capability}"
+
+
+def cpu_model() -> str:
+    """Return the processor's name as its system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def peak_mb() -> float:
@@ -82,6 +99,7 @@ class Run:
         self.record = new_record(chapter, self.parameters, self.device.type, self.budget)
         # On a CPU the order of a sum, and so its last digits, depends on the number of threads.
         self.record["threads"] = torch.get_num_threads()
+        self.record["processor"] = processor(self.device)
         self.save()
 
     def save(self) -> None:
@@ -207,21 +225,39 @@ class Run:
         )
 
     def verdict(self) -> None:
-        """Display the claims as a table: what was measured, what was asked, whether it holds, what the paper says."""
-        words = {
-            True: "**holds**",
-            False: "**does not hold**",
-            None: "not judged at the smoke budget",
-        }
-        rows = ["| claim | measured | asked | verdict | the paper |", "|---|---|---|---|---|"]
+        """Display the claims as a table: what was asked, what this run measured, the verdict over the recorded seeds.
+
+        One run is one draw: it shows its value, and leaves the verdict to the seeds.
+        """
+        recorded = results.load(self.chapter.slug)
+        rows = ["| claim | asked | this run | recorded | the paper |", "|---|---|---|---|---|"]
         for c in self.record["claims"]:
-            measured = "none" if c["measured"] is None else f"{c['measured']:.3f}"
-            sign = {">=": "≥", "<=": "≤"}[c["relation"]]
-            verdict = f"not judged: {c['not_judged']}" if "not_judged" in c else words[c["holds"]]
-            rows.append(
-                f"| {c['name']} | {measured} | {sign} {c['threshold']:g} | {verdict} | {c['paper']} |"
+            here = c.get("not_judged") or f"{c['measured']:.3f}"
+            seeds = results.recorded_claim(recorded, c["name"])
+            told = (
+                results.told(seeds).replace(seeds["verdict"], f"**{seeds['verdict']}**", 1)
+                if seeds
+                else "not yet"
             )
-        plot.say("\n".join(rows))
+            asked = f"{results.SIGNS[c['relation']]} {c['threshold']:g}"
+            rows.append(f"| {c['name']} | {asked} | {here} | {told} | {c['paper']} |")
+        plot.say("\n".join([*rows, "", self._draw()]))
+
+    def _draw(self) -> str:
+        """Say how this run's values are to be read beside the recorded ones."""
+        defaults = {n: p.default for n, p in params.read(self.chapter.path).items()}
+        free = {"seed", "device", "arms"}
+        other = [n for n, v in self.parameters.items() if n not in free and v != defaults[n]]
+        if self.budget == "smoke":
+            return "At the smoke budget a few steps prove that every line runs; nothing is judged."
+        if other or self.budget != "standard":
+            what = (
+                f"{', '.join(other)} differ{'s' if len(other) == 1 else ''}"
+                if other
+                else f"the budget is {self.budget}"
+            )
+            return f"This run is another experiment than the recorded one: {what}."
+        return f"This run is one draw (seed {self.seed}): near a threshold it says little, and the verdict rests on the recorded seeds."
 
     def finish(self) -> None:
         """Close the record: status `done`, wall time, peak memory. The last call of every chapter."""
@@ -231,6 +267,7 @@ class Run:
         self.record |= {
             "status": "done",
             "wall_s": round(time.time() - begun, 2),
+            "cpu_s": round(time.process_time(), 2),
             "peak_mb": round(peak_mb(), 1),
         }
         if self.device.type == "cuda":

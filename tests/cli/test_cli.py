@@ -147,9 +147,9 @@ def test_run_sums_up(tiny, tmp_path, capsys):
     assert "cross-entropy  baseline       0.5" in lines
     assert "clean labels   oracle           1" in lines
     assert "gap closed: 0.50 (0: the baseline's accuracy, 1: the oracle's)" in lines
-    assert "holds          it helps (0.75 >= 0.7)" in lines
-    assert "does not hold  a lot (0.75 >= 0.7)" in lines
-    assert "not judged     at scale (0.75 >= 0.7)" in lines
+    assert "it helps: asked >= 0.7, 0.75 here; recorded: nothing yet" in lines
+    assert "a lot: asked >= 0.7, 0.75 here; recorded: nothing yet" in lines
+    assert "at scale: asked >= 0.7, 0.75 here; recorded: nothing yet" in lines
     executed = folder.relative_to(tmp_path) / "tiny.ipynb"
     assert lines[-1] == f"  jupyter lab {executed}"
     assert executed.exists()

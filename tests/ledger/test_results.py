@@ -10,7 +10,7 @@ from scipy import stats
 from lefcourse import catalogue
 from lefcourse.cli import main
 from lefcourse.cli import reproduce as command
-from lefcourse.ledger import results
+from lefcourse.ledger import results, statistics
 from lefcourse.page import plot
 
 
@@ -105,17 +105,55 @@ def test_summary_of_records():
     assert made["summary"]["gap_closed"]["n"] == 3
     assert made["summary"]["gap_metric"] == "accuracy"
     (claim,) = made["summary"]["claims"]
-    assert claim["verdict"] == "holds" and claim["holds"] == [True, False, True]
+    assert claim["verdict"] == "undecided" and claim["holds"] == [True, False, True]
     assert claim["measured"]["mean"] == pytest.approx(0.7667, abs=1e-4)
     assert (claim["relation"], claim["threshold"], claim["paper"]) == (">=", 0.7, "80 % (Table 1)")
     assert "curve" not in made["runs"][0]["arms"]["plain"]
     assert made["runs"][0]["arms"]["plain"]["three"] == [1, 2, 3]
 
 
-def test_the_mean_decides_and_nothing_is_judged_at_smoke():
+@pytest.mark.parametrize(
+    ("low", "high", "relation", "expected"),
+    [
+        (0.7, 0.9, ">=", "holds"),  # touching counts
+        (0.71, 0.9, ">=", "holds"),
+        (0.5, 0.69, ">=", "fails"),
+        (0.5, 0.7, ">=", "undecided"),
+        (0.6, 0.8, ">=", "undecided"),
+        (0.5, 0.7, "<=", "holds"),
+        (0.71, 0.9, "<=", "fails"),
+        (0.6, 0.8, "<=", "undecided"),
+        (0.7, 0.7, ">=", "holds"),
+        (0.7, 0.7, "<=", "holds"),
+        (None, None, ">=", "undecided"),  # one seed leaves no interval
+    ],
+)
+def test_verdicts_are_by_interval(low, high, relation, expected):
+    measured = {"mean": 0.7, "low": low, "high": high, "n": 5}
+    assert statistics.verdict(measured, relation, 0.7) == expected
+
+
+def test_a_mean_on_the_right_side_is_no_success():
     verdict = lambda *records: results.summarise(records)["summary"]["claims"][0]["verdict"]  # noqa: E731
-    assert verdict(run_record(5, 0.71), run_record(6, 0.5, False)) == "fails"
+    assert verdict(run_record(5, 0.71), run_record(6, 0.75)) == "undecided"
+    assert verdict(*(run_record(s, 0.75 + 0.01 * s) for s in range(5))) == "holds"
+    assert verdict(*(run_record(s, 0.5 + 0.01 * s, False) for s in range(5))) == "fails"
     assert verdict(run_record(5, 0.9, None), run_record(6, 0.9, None)) == "not judged"
+    diverged = run_record(9, 0.9, None)
+    assert verdict(*(run_record(s, 0.75 + 0.01 * s) for s in range(5)), diverged) == "undecided"
+
+
+def test_more_seeds_are_counted():
+    made = results.summarise([run_record(s, 0.8 + 0.001 * s) for s in range(5, 15)])
+    (claim,) = made["summary"]["claims"]
+    assert results.told(claim).startswith("holds: 0.8") and results.told(claim).endswith("10 seeds")
+
+
+def test_claims_are_counted_by_verdict():
+    claims = [{"verdict": v} for v in ("holds", "fails", "holds", "undecided", "fails")]
+    assert results.count(claims) == "2 hold, 1 undecided, 2 fail"
+    assert results.count(claims[:2]) == "1 holds, 1 fails"
+    assert results.count([]) == "no claims"
 
 
 def test_what_chapters_say_of_a_recorded_result(folder):
@@ -146,7 +184,7 @@ def test_ledger_as_a_table(folder, capsys):
     said = capsys.readouterr().out
     head, main_line, variant = said.splitlines()[:3]
     assert head.split()[:3] == ["chapter", "claim", "verdict"]
-    for part in ("elr ", "it helps", "holds, 2 of 3", "0.767 (0.387 to 1.146)", "≥ 0.7"):
+    for part in ("elr ", "it helps", "undecided", "0.767 (0.387 to 1.146)", "≥ 0.7"):
         assert part in main_line
     for part in ("0.77 (0.39 to 1.15)", "16 s", "cpu", "recorded", "80 % (Table 1)"):
         assert part in main_line
@@ -190,7 +228,7 @@ def test_reproduce_records_five_seeds_with_all_arms(stub, capsys, tmp_path):
     assert made["summary"]["arms"]["tiny"]["accuracy"]["n"] == 5
     assert made["source_sha256"] == made["runs"][0]["source_sha256"]
     assert {p.name for p in (tmp_path / "runs/reproduce").iterdir()} == {"tiny"}
-    assert "tiny: 0 of 0 claims hold, gap closed 0.50" in capsys.readouterr().out
+    assert "tiny: no claims; gap closed 0.50" in capsys.readouterr().out
     assert not [p for p in Path("results").iterdir() if p.name != "tiny.json"]
 
 

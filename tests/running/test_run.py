@@ -181,3 +181,48 @@ def test_a_seed_out_of_range_is_refused_at_once(make, seed):
 def test_a_count_out_of_range_is_refused_in_a_notebook_too(make):
     with pytest.raises(UsageError, match="'epochs' is 0; allowed: at least 1"):
         make(epochs=0)
+
+
+def test_one_run_shows_its_value_and_the_recorded_verdict(make, monkeypatch):
+    """Near a threshold, one seed is no refutation: .0201 where .02 was asked, and five seeds say .015 (.005 to .025)."""
+    said = []
+    monkeypatch.setattr(run.plot, "say", said.append)
+    seeds = {"mean": 0.015, "low": 0.005, "high": 0.025, "n": 5}
+    recorded = {
+        "summary": {"claims": [{"name": "falls", "verdict": "undecided", "measured": seeds}]}
+    }
+    monkeypatch.setattr(run.results, "load", lambda slug: recorded)
+    r, _ = make()
+    r.claim("falls", 0.0201, "<=", 0.02, "Table 1")
+    r.claim("new", 0.5, ">=", 0.1, "Table 2")
+    r.verdict()
+    assert (
+        "| falls | ≤ 0.02 | 0.020 | **undecided**: 0.015 (0.005 to 0.025), 5 seeds | Table 1 |"
+        in said[0]
+    )
+    assert "| new | ≥ 0.1 | 0.500 | not yet | Table 2 |" in said[0]
+    assert "does not hold" not in said[0] and "one draw (seed 5)" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "values", "words"),
+    [
+        ("standard", {"rate": 0.3}, "another experiment than the recorded one: rate differs"),
+        ("full", {}, "the budget is full"),
+        ("smoke", {}, "nothing is judged"),
+        ("standard", {"seed": 11}, "one draw (seed 11)"),
+    ],
+)
+def test_a_run_says_how_it_is_to_be_read(make, monkeypatch, budget, values, words):
+    said = []
+    monkeypatch.setattr(run.plot, "say", said.append)
+    r, _ = make(budget, **values)
+    r.claim("a", 0.2, ">=", 0.1, "Table 1")
+    r.verdict()
+    assert words in said[0]
+
+
+def test_the_record_names_the_processor(make):
+    r, _ = make()
+    assert torch.backends.cpu.get_cpu_capability() in r.record["processor"]
+    assert r.record["threads"] == torch.get_num_threads()
