@@ -12,8 +12,9 @@ from lefcourse import catalogue
 from lefcourse.catalogue import Chapter, Part
 from lefcourse.ledger import results
 from lefcourse.paths import ROOT
+from lefcourse.science.worlds import WORLDS
 
-from . import pictures
+from . import pictures, plots
 from .copies import Copy
 from .moving import knob
 
@@ -38,6 +39,7 @@ def generated(made: Sequence[Copy]) -> dict[str, bytes]:
     texts |= {"label-map.md": label_map(), "results.md": results_page()}
     texts |= {"bibliography.md": bibliography()}
     slots = {"hero": hero(made), "parts": part_list(), "counts": counts(), "cite": cite()}
+    slots["worlds"] = "\n\n".join(f"**{name}.** {world.about}" for name, world in WORLDS.items())
     for path in sorted((ROOT / "book").glob("*.md")):
         texts[path.name] = SLOT.sub(lambda slot: slots[slot[1]], path.read_text())
     return {name: text.encode() for name, text in texts.items()}
@@ -221,21 +223,33 @@ def _found(chapter: Chapter) -> str:
 
 
 def results_page() -> str:
-    """Show the ledger: a row for each written chapter, and every claim of those that are recorded."""
+    """Show the ledger: pictures first, a row for each written chapter, then every claim of those that are recorded."""
     entries = results.ledger()
+    recorded = [entry for entry in entries if entry["state"] != "none"]
+    named = [(_plain_name(entry), entry) for entry in recorded]
     lines = [
         "# Results",
-        "What the course measured of its papers' claims: on seeds that served for no choice (five unless "
-        "a row says otherwise), as mean and 95 % interval. A claim is judged by the mean against a threshold that was fixed beforehand; one that does not "
-        "hold in this miniature stays in the table. *Gap closed* is (method - baseline) / (oracle - baseline).",
-        table(["Chapter", "Gap closed", "Claims that hold"], [_overview(e) for e in entries])
+        "What the course measured of its papers' claims, on seeds that served for no choice: five unless a row says otherwise.",
+        raw(plots.gaps([(name, entry["gap_closed"]) for name, entry in named])),
+        raw(
+            plots.verdicts(
+                [(name, [c["verdict"] for c in entry["claims"]]) for name, entry in named]
+            )
+        ),
+        "Thresholds were fixed beforehand. What does not hold in this miniature stays in the table, and so does what five seeds cannot decide. "
+        "*Gap closed* is (method - baseline) / (oracle - baseline).",
+        table(["Chapter", "Gap closed", "Claims"], [_overview(e) for e in entries])
         if entries
         else "No chapter is written yet.",
     ]
-    for entry in entries:
-        if entry["state"] != "none":
-            lines += _ledger(entry)
+    for entry in recorded:
+        lines += _ledger(entry)
     return "\n\n".join(lines) + "\n"
+
+
+def _plain_name(entry: Mapping) -> str:
+    variant = f", {entry['variant']}" if entry["variant"] else ""
+    return f"{catalogue.get(entry['chapter']).short}{variant}"
 
 
 def _name(entry: Mapping) -> str:
@@ -247,23 +261,35 @@ def _name(entry: Mapping) -> str:
 def _overview(entry: Mapping) -> str:
     if entry["state"] == "none":
         return f"| {_name(entry)} | *not recorded yet* | |"
-    held = sum(claim["verdict"] == "holds" for claim in entry["claims"])
     stale = "; the chapter has changed since" if entry["state"] == "stale" else ""
     gap = results.span(entry["gap_closed"], 2)
     gap += f"; {len(entry['seeds'])} seed" if len(entry["seeds"]) == 1 else ""
-    return f"| {_name(entry)} | {gap} | {held} of {len(entry['claims'])}{stale} |"
+    return f"| {_name(entry)} | {gap} | {results.count(entry['claims'])}{stale} |"
 
 
 def _ledger(entry: Mapping) -> list[str]:
     seeds = entry["seeds"]
     stale = " **The chapter has changed since.**" if entry["state"] == "stale" else ""
+    memory = f", {entry['cuda_peak_mb']:.0f} MiB of GPU memory" if entry.get("cuda_peak_mb") else ""
+    where = ", ".join([entry["device"], *entry.get("processor", [])])
     facts = (
         f"Gap closed in {str(entry['gap_metric']).replace('_', ' ')}: {results.span(entry['gap_closed'], 2)}. "
-        f"{_seeds(seeds)}, {entry['device']}, {entry['budget']} budget, "
-        f"{entry['wall_s']['mean']:.0f} s a run, made on {entry['made']} by `{entry['command']}`.{stale}"
+        f"{_seeds(seeds)}, {where}, {entry['budget']} budget, "
+        f"{entry['wall_s']['mean']:.0f} s a run{memory}, made on {entry['made']} by `{entry['command']}`.{_confirmed(entry)}{stale}"
     )
     head = ["Claim", "Measured", "Asked", "Verdict", "The paper"]
     return [f"## {_name(entry)}", facts, table(head, [_claim(claim) for claim in entry["claims"]])]
+
+
+def _confirmed(entry: Mapping) -> str:
+    """Say what was found when a seed was run again after a change."""
+    stamp = entry.get("confirmed")
+    if not stamp:
+        return ""
+    return (
+        f" Confirmed on {stamp['date']}: {stamp['compared']} numbers of seed {stamp['seed']}, measured again on "
+        f"{stamp['processor']}, are {stamp['how']}."
+    )
 
 
 def _seeds(seeds: Sequence[int]) -> str:

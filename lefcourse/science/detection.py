@@ -397,7 +397,7 @@ def _coco(boxes: Tensor, labels: Tensor, scores: Tensor | None = None) -> list[d
         image.tolist(),
         labels[image, slot].tolist(),
         torch.cat([corner, side], 1).tolist(),
-        (torch.zeros(boxes.shape[:2]) if scores is None else scores)[image, slot].tolist(),
+        (boxes.new_zeros(boxes.shape[:2]) if scores is None else scores)[image, slot].tolist(),
         strict=True,
     )
     return [

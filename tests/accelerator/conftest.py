@@ -1,0 +1,5 @@
+"""Fixtures of the tests on the simulated accelerator."""
+
+from .fixture import accelerator
+
+__all__ = ["accelerator"]
