@@ -194,7 +194,7 @@ def test_the_results_say_what_failed_and_what_is_missing(monkeypatch):
     nothing = {"chapter": "grokking", "variant": "", "state": "none"}
     monkeypatch.setattr(results, "ledger", lambda: [entry(), nothing])
     page = pages.results_page()
-    assert "0.50 (0.40 to 0.60) | 0 of 1 |" in page
+    assert "0.50 (0.40 to 0.60) | 1 fails |" in page
     assert "| it \\| helps | 0.500 (0.400 to 0.600) | ≥ 0.1 | **fails** | Table 1 |" in page
     assert "*not recorded yet*" in page and page.count("## ") == 1
     monkeypatch.setattr(results, "ledger", lambda: [entry(state="stale")])

@@ -18,6 +18,7 @@ from tinysweep import PARAMETERS
 
 from lefcourse import catalogue
 from lefcourse.cli import main
+from lefcourse.errors import UsageError
 from lefcourse.running import runner
 from lefcourse.sweep import grid as grids
 from lefcourse.sweep import pool, report
