@@ -37,7 +37,7 @@ gpu-test: $(READY) ## every notebook and every gpu test on CUDA; fails without a
 	LEFCOURSE_DEVICE=cuda $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -m gpu
 
 lab: $(READY)    ## JupyterLab with the course open at its start page
-	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00-start/start.ipynb
+	$(BIN)/lefcourse lab
 
 book: $(READY)   ## execute what changed and build the site
 	$(BIN)/lefcourse book
@@ -50,4 +50,4 @@ ifeq ($(ONE),)
 endif
 
 lock:            ## write requirements.txt anew from pyproject.toml (needs uv)
-	uv pip compile --universal --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header pyproject.toml -o requirements.txt

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from lefcourse.paths import ROOT
+from lefcourse.paths import REPOSITORY, ROOT
 
 FILES = 3_000  # of the package whose installation is interrupted
 CALL = "import sys; sys.path.insert(0, {tools!r}); import install; from pathlib import Path; sys.exit(install.main(Path({venv!r}), Path({pins!r}), None))"
@@ -92,3 +94,45 @@ def test_half_installed_packages_are_forgotten(tmp_path):
             (site / name / file).touch()
     assert sorted(install.forget_halves(tmp_path)) == ["a-1.dist-info", "~c"]
     assert [p.name for p in site.iterdir()] == ["b-1.dist-info"]
+
+
+# --- what is installed -----------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def pins() -> dict[str, list[Requirement]]:
+    """The lines of requirements.txt by package; some packages have one for each system or Python."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    found = {}
+    for pin in (Requirement(line) for line in lines if line[:1].isalnum()):
+        found.setdefault(pin.name.replace("_", "-").lower(), []).append(pin)
+    return found
+
+
+@pytest.mark.parametrize("line", PROJECT["dependencies"])
+def test_the_package_asks_for_lower_bounds_only(line):
+    assert [bound.operator for bound in Requirement(line).specifier] == [">="]
+
+
+@pytest.mark.parametrize(
+    "line", [line for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
+)
+def test_the_pins_are_within_the_bounds(line):
+    wanted = Requirement(line)
+    for pin in pins()[wanted.name.replace("_", "-").lower()]:
+        (exact,) = pin.specifier
+        assert exact.operator == "==" and wanted.specifier.contains(exact.version)
+
+
+def test_the_image_for_binder_has_the_pinned_torch_without_cuda():
+    lines = (ROOT / ".binder" / "requirements.txt").read_text().splitlines()
+    asked = [line for line in lines if line[:1].isalnum()]
+    exact = {name: str(pins()[name][0].specifier) for name in ("torch", "torchvision")}
+    assert asked == [f"{name}{version}+cpu" for name, version in exact.items()]
+    assert lines[-1] == "."
+
+
+def test_the_repository_has_one_address():
+    assert PROJECT["urls"]["Homepage"] == REPOSITORY

@@ -11,7 +11,7 @@ import yaml
 from lefcourse import catalogue
 from lefcourse.catalogue import Chapter, Part
 from lefcourse.ledger import results
-from lefcourse.paths import ROOT
+from lefcourse.paths import REPOSITORY, ROOT
 from lefcourse.science.worlds import WORLDS
 
 from . import pictures, plots
@@ -160,15 +160,30 @@ def failed(copy: Copy) -> str:
     )
 
 
+def colab(chapter: Chapter) -> str:
+    """Return the address that opens a chapter's notebook in Google Colab."""
+    owner = REPOSITORY.removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/{docname(chapter)}.ipynb"
+
+
+def binder(chapter: Chapter) -> str:
+    """Return the address that opens a chapter's notebook on Binder, in the image of the folder `.binder`."""
+    owner = REPOSITORY.removeprefix("https://github.com/")
+    path = f"lab/tree/notebooks/{docname(chapter)}.ipynb"
+    return f"https://mybinder.org/v2/gh/{owner}/main?urlpath={path}"
+
+
 def run_it(copy: Copy) -> str:
     """Say how to run a chapter that the reader has before them."""
     chapter = copy.chapter
     path = f"notebooks/{docname(chapter)}.ipynb"
     return (
         "```{admonition} Run it yourself\n:class: tip lef-run\n"
-        "This page was executed beforehand; its knob was computed at every position. In a checkout of the course, "
+        "This page was executed beforehand; its knob was computed at every position. "
+        f"[Open in Colab]({colab(chapter)}) installs the course there with the notebook's first cell; "
+        f"[open on Binder]({binder(chapter)}) waits for an image that has it. In a checkout of the course, "
         f"`make lab` opens JupyterLab: this chapter is `{path}`. From a terminal, `lefcourse run {chapter.slug}` "
-        "executes it with the values of its first cell, and `-p NAME VALUE` changes one of them.\n```"
+        "executes it with the values of its parameters cell, and `-p NAME VALUE` changes one of them.\n```"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+INSTALL_TAG = "install"  # of the first code cell, which installs the course where it is absent
 METHODS = re.compile(r"lc\.methods\(\s*[\"']([\w-]+)[\"']")
 
 
@@ -59,8 +60,8 @@ def _cell(number: int, raw: dict) -> Cell:
 
 
 def code_cells(path: Path | str) -> list[str]:
-    """Return the sources of the code cells of the notebook at `path`."""
-    return [cell.source for cell in read(path).cells if cell.code]
+    """Return the sources of the chapter's code cells: all but the one that installs the course."""
+    return [c.source for c in read(path).cells if c.code and INSTALL_TAG not in c.tags]
 
 
 def borrowed(cells: Sequence[str]) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lefcourse import catalogue
 from lefcourse.chapter import params
-from lefcourse.chapter.notebook import Cell, Notebook, read
+from lefcourse.chapter.notebook import INSTALL_TAG, Cell, Notebook, read
 from lefcourse.errors import UsageError
 from lefcourse.page.exercise import blank
+from lefcourse.paths import REPOSITORY
 
 SECTIONS = (
     "title",
@@ -25,6 +26,19 @@ SECTIONS = (
     "exercises",
     "references",
 )
+# The first code cell of every notebook, word for word. It is plain Python, so that it also runs where there are no
+# magics, and it is no part of the chapter: its tag keeps it off the site and out of what a result depends on.
+INSTALL = f"""\
+# Installs the course where it is absent, as in Colab. Where it is installed, this does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("lefcourse") is None:
+    course = "git+{REPOSITORY}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", course], check=True)
+    importlib.invalidate_caches()"""
+INSTALL_TAGS = (INSTALL_TAG, "remove-cell")
 MEDIAN_LINES, LONG_LINES, LONG_SHARE = 12, 30, 0.03
 WORDS = (600, 2500)  # of prose; a good chapter has at least 800
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<-])/(?!path/)[A-Za-z]+/\w|\b[A-Z]:\\(?:Users|Program)")
@@ -36,7 +50,7 @@ def problems(path: Path | str) -> list[str]:
     The start page is no chapter: it is exempt from what concerns sections and the parts of an experiment.
     """
     book = read(path)
-    checks = [_stored, _plain, _figures, _exercises, _sizes]
+    checks = [_stored, _installs, _plain, _figures, _exercises, _sizes]
     chapter = book.path.stem != catalogue.START.slug
     if chapter or book.tagged("parameters"):
         checks.append(_parameters)
@@ -52,6 +66,15 @@ def _stored(book: Notebook) -> Iterator[str]:
     for cell in book.cells:
         if cell.outputs or cell.execution_count is not None:
             yield f"cell {cell.number}: stored with outputs or an execution count (run nbstripout)"
+
+
+def _installs(book: Notebook) -> Iterator[str]:
+    first = next((cell for cell in book.cells if cell.code), None)
+    tagged = book.tagged(INSTALL_TAG)
+    if first is None or tagged != [first] or first.tags != INSTALL_TAGS:
+        yield f"the first code cell, and only that, must have the tags {', '.join(INSTALL_TAGS)}"
+    elif first.source != INSTALL:
+        yield f"cell {first.number}: not word for word the cell INSTALL of lefcourse/chapter/structure.py"
 
 
 def _plain(book: Notebook) -> Iterator[str]:
@@ -120,7 +143,7 @@ def _exercises(book: Notebook) -> Iterator[str]:
 
 
 def _sizes(book: Notebook) -> Iterator[str]:
-    counted = [c for c in book.cells if c.code and "parameters" not in c.tags]
+    counted = [c for c in book.cells if c.code and not {INSTALL_TAG, "parameters"} & {*c.tags}]
     lines = {cell.number: _lines(cell) for cell in counted}
     if lines and statistics.median(lines.values()) > MEDIAN_LINES:
         yield f"the median code cell has {statistics.median(lines.values()):g} lines, over {MEDIAN_LINES}"
@@ -193,11 +216,11 @@ def _range(parameter: params.Parameter, where: str) -> Iterator[str]:
 
 
 def _experiment(book: Notebook) -> Iterator[str]:
-    code = [cell for cell in book.cells if cell.code]
+    code = [cell for cell in book.cells if cell.code and INSTALL_TAG not in cell.tags]
     if len(book.tagged("setup")) != 1:
         yield f"{len(book.tagged('setup'))} cells are tagged `setup`, not one"
     elif book.tagged("setup") != code[1:2]:
-        yield "the setup cell is not the second code cell"
+        yield "the setup cell is not the code cell after the parameters"
     for tag in ("method", "figure", "knob", "claim", "exercise", "check", "solution"):
         if not book.tagged(tag):
             yield f"no cell is tagged `{tag}`"

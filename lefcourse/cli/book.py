@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lefcourse.cli.common import Budget, readable
+from lefcourse.cli.common import Budget, need_checkout, readable
 from lefcourse.errors import UsageError, choice
 from lefcourse.files import writable
 from lefcourse.paths import ROOT
@@ -35,7 +35,7 @@ def command(
     A chapter is executed if its notebook, the package, its recorded results or the budget changed since its last
     executed copy (kept in book/_build/executed); the others are reused. Then the pages are built into static HTML
     that needs neither a kernel nor a network. Warnings are errors, and links that lead nowhere are named. If a
-    chapter fails, it is named, everything else is built, and the exit code is 1.
+    chapter fails, it is named, everything else is built, and the exit code is 1. This needs a checkout of the course.
 
     \b
     Examples:
@@ -43,6 +43,7 @@ def command(
       lefcourse book --budget smoke --out try   # seconds a chapter: does everything build?
       python -m http.server -d book/_build/html # read it at http://localhost:8000
     """
+    need_checkout("book")
     budget = choice("budget", budget or os.environ.get("LEFCOURSE_BUDGET") or "standard", BUDGETS)
     if out.is_dir() and any(out.iterdir()) and not (out / "searchindex.js").exists():
         raise UsageError(

@@ -5,11 +5,11 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import typer
 
-from lefcourse.paths import ROOT, data_root, runs_root
+from lefcourse.paths import CHECKOUT, REPOSITORY, ROOT, data_root, runs_root
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 COLOURS = {OK: typer.colors.GREEN, NOTE: typer.colors.YELLOW, MISSING: typer.colors.RED}
@@ -28,12 +28,12 @@ Finding = tuple[str, str, str]  # state, subject, text
 def command() -> None:
     """Say what this machine has and what it lacks.
 
-    Python, packages, GPU, memory, disk, real data sets, and what the book needs; for what is absent,
-    how to get it. Exit code 1 if something is missing that the default runs need; real data sets, a GPU and a
+    Python, the course, packages, GPU, memory, disk, real data sets, and what the book needs; for what is absent,
+    how to get it. Packages are compared with the pins of a checkout, or with what the installed course asks for. Exit code 1 if something is missing that the default runs need; real data sets, a GPU and a
     browser are not among that.
     """
     found = []
-    for check in (python, packages, device, machine, data, book):
+    for check in (python, course, packages, device, machine, data, book):
         for finding in check():
             found.append(finding)
             state, subject, text = finding
@@ -48,14 +48,35 @@ def python() -> Iterator[Finding]:
     yield OK if fits else MISSING, "python", text if fits else f"{text}; needed: 3.11 to 3.13"
 
 
+def course() -> Iterator[Finding]:
+    if CHECKOUT:
+        yield OK, "course", f"a checkout: {ROOT}"
+        return
+    yield OK, "course", f"lefcourse {version('lefcourse')}, installed in {ROOT}"
+    yield (NOTE, "checkout", f"none; only `book` and `new` need one: git clone {REPOSITORY}")
+
+
 def packages() -> Iterator[Finding]:
-    """Compare what is installed with the pins of requirements.txt."""
+    """Compare what is installed with the pins of requirements.txt; without a checkout, with what the package asks for."""
+    if CHECKOUT:
+        lines = (ROOT / "requirements.txt").read_text().splitlines()
+        wanted = [line for line in lines if line.strip() and not line.startswith(("#", "-"))]
+        yield from _compare(
+            wanted, "as pinned", "pinned", "python -m pip install -r requirements.txt"
+        )
+    else:
+        wanted = requires("lefcourse") or []
+        yield from _compare(wanted, "as asked", "asked", "python -m pip install -U lefcourse")
+
+
+def _compare(wanted: list[str], how: str, verb: str, fix: str) -> Iterator[Finding]:
+    """Compare the installed packages with the lines of requirements `wanted`."""
     from packaging.requirements import Requirement
     from packaging.version import Version
 
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))]
-    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    pins = [Requirement(line) for line in wanted]
+    # what an extra asks for serves a checkout only
+    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"extra": ""})]
     absent, other = [], []
     for pin in pins:
         try:
@@ -65,15 +86,14 @@ def packages() -> Iterator[Finding]:
             continue
         # a local version such as 2.11.0+cu130 is the same release
         if not pin.specifier.contains(Version(installed).public, prereleases=True):
-            other.append(f"{pin.name} {installed} (pinned {pin.specifier})")
-    fix = "; python -m pip install -r requirements.txt"
+            other.append(f"{pin.name} {installed} ({verb} {pin.specifier})")
     if absent:
         state = MISSING if NEEDED.intersection(absent) else NOTE
-        yield state, "packages", f"not installed: {', '.join(absent)}{fix}"
+        yield state, "packages", f"not installed: {', '.join(absent)}; {fix}"
     if other:
-        yield NOTE, "packages", f"not as pinned: {', '.join(other)}{fix}"
+        yield NOTE, "packages", f"not {how}: {', '.join(other)}; {fix}"
     if not absent and not other:
-        yield OK, "packages", f"all {len(pins)} as pinned in requirements.txt"
+        yield OK, "packages", f"all {len(pins)} {how}"
 
 
 def device() -> Iterator[Finding]:
@@ -130,15 +150,13 @@ def data() -> Iterator[Finding]:
 
 
 def book() -> Iterator[Finding]:
-    """What building and testing the book needs besides Python packages."""
-    if browser := _chromium():
-        yield OK, "chromium", browser
-    else:
-        yield (
-            NOTE,
-            "chromium",
-            "absent; only the tests of the book need it: install it with your system's packages",
+    """What the figures need besides Python packages and, in a checkout, the tests of the book."""
+    if CHECKOUT:
+        browser = _chromium()
+        absent = (
+            "absent; only the tests of the book need it: install it with your system's packages"
         )
+        yield OK if browser else NOTE, "chromium", browser or absent
     from matplotlib import font_manager
 
     fonts = {font.name for font in font_manager.fontManager.ttflist}

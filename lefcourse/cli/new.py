@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lefcourse import catalogue
-from lefcourse.cli.common import readable
+from lefcourse.cli.common import need_checkout, readable
 from lefcourse.errors import UsageError
 
 TEMPLATE = Path(__file__).parent / "templates" / "chapter.py"
@@ -18,7 +18,9 @@ def command(
     """Write the skeleton of a planned chapter.
 
     It has every section and tag in place, and knows what the catalogue knows. What is left to write is marked TODO; the tests say what is still missing.
+    This needs a checkout of the course.
     """
+    need_checkout("new")
     path = write(catalogue.get(slug))
     print(f"{readable(path)} is ready to be written: search it for TODO")
 

@@ -29,7 +29,8 @@ def command(
     much of the gap between baseline and oracle the method closed, the time of a run, and what the paper reports. A
     claim holds where the whole interval lies on the right side of what was asked, fails where it lies on the wrong
     side, and is undecided otherwise. A result is stale when its chapter has changed since; `lefcourse reproduce`
-    measures it again, and with --confirm looks whether the numbers moved.
+    measures it again, and with --confirm looks whether the numbers moved. Where the course is installed as a package,
+    these are the results that came with it.
     """
     entries = results.ledger([written(slug) for slug in chapters or ()] or None)
     if as_json:

@@ -10,7 +10,7 @@ from tinybook import code, text, write
 from lefcourse import catalogue
 from lefcourse.book import build, copies, links, pages, pictures
 from lefcourse.ledger import results
-from lefcourse.paths import ROOT
+from lefcourse.paths import REPOSITORY, ROOT
 
 PARAMETERS = code(
     "seed = 5  # draws everything\ndevice = 'auto'  # auto | cpu | cuda", "parameters"
@@ -65,6 +65,10 @@ def test_a_book_is_built_again_only_where_something_changed(course, display):
     assert executed(display) == ["elr"]
     page = (course / "site/04-noisy-labels/elr.html").read_text()
     assert "mended" in page and "Run it yourself" in page
+    assert page.count(f'href="{pages.colab(elr)}"') == 2  # the button, and the box at the end
+    assert page.count(f'href="{pages.binder(elr)}"') == 2
+    part = (course / "site/04-noisy-labels/index.html").read_text()
+    assert "colab" not in part and "mybinder" not in part
 
     assert not make().problems
     assert executed(display) == []
@@ -128,6 +132,22 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
         "index.html: broken link to #gone: no such place on the page",
         "index.html: broken link to no.png",
     ]
+
+
+def test_a_chapter_is_opened_elsewhere_from_the_repository():
+    theme = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["config"]
+    theme = theme["html_theme_options"]
+    assert theme["repository_url"] == REPOSITORY
+    for chapter in copies.written():
+        name = f"{theme['path_to_docs']}/{pages.docname(chapter)}.ipynb"
+        assert (ROOT / name).is_file()
+        host, branch = theme["launch_buttons"]["colab_url"], theme["repository_branch"]
+        owner = REPOSITORY.partition("github.com/")[2]
+        assert pages.colab(chapter) == f"{host}/github/{owner}/blob/{branch}/{name}"
+        host = theme["launch_buttons"]["binderhub_url"]
+        assert pages.binder(chapter) == f"{host}/v2/gh/{owner}/{branch}?urlpath=lab/tree/{name}"
+        box = pages.run_it(copies.Copy(chapter, Path()))
+        assert pages.colab(chapter) in box and pages.binder(chapter) in box
 
 
 # --- pages ---------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +15,8 @@ import pytest
 from playwright.sync_api import Page
 
 from lefcourse import catalogue
-from lefcourse.paths import ROOT
+from lefcourse.cli import lab as command
+from lefcourse.paths import NOTEBOOKS
 
 # More steps than the smoke budget's twenty, as a reader may ask for: then there is progress to see.
 STEPS = 1500
@@ -25,13 +24,10 @@ STEPS = 1500
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The start page and a chapter, copied: JupyterLab saves what it runs."""
+    """The notebooks, copied as `lefcourse lab` copies them; in the start page more steps."""
     folder = tmp_path_factory.mktemp("lab")
-    for chapter in (catalogue.START, catalogue.get("elr")):
-        place = folder / "notebooks" / chapter.part
-        place.mkdir(parents=True)
-        shutil.copy(chapter.path, place)
-    path = folder / catalogue.START.path.relative_to(ROOT)
+    command.copy(folder)
+    path = folder / catalogue.START.path.relative_to(NOTEBOOKS)
     book = json.loads(path.read_text())
     cell = next(c for c in book["cells"] if "parameters" in c["metadata"].get("tags", ()))
     source = "".join(cell["source"])
@@ -43,14 +39,16 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(browser, folder) -> Iterator[str]:
-    """The address of a server started as `make lab` does, on a free port of the loopback, without a window."""
+    """The address of a server started by `lefcourse lab`, on a free port of the loopback, without a window."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    recipe = re.search(r"^lab:.*\n\t\$\(BIN\)/jupyter (.+)$", (ROOT / "Makefile").read_text(), re.M)
-    command = [sys.executable, "-m", "jupyter", *shlex.split(recipe[1]), "--no-browser"]
-    own = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--IdentityProvider.token=lab"]
-    root = ["--ServerApp.allow_root=True"] if hasattr(os, "getuid") and os.getuid() == 0 else []
+    root = hasattr(os, "getuid") and os.getuid() == 0
+    address = {"ip": "127.0.0.1", "port": port, "allow_root": root}
+    own = {"ServerApp": address, "IdentityProvider": {"token": "lab"}}
+    (folder / "config").mkdir()
+    (folder / "config" / "jupyter_server_config.json").write_text(json.dumps(own))
+    words = [str(Path(sys.executable).with_name("lefcourse")), "lab", str(folder), "--no-browser"]
     env = os.environ | {
         "LEFCOURSE_BUDGET": "smoke",
         "LEFCOURSE_RUNS": str(folder / "runs"),
@@ -61,9 +59,7 @@ def lab(browser, folder) -> Iterator[str]:
     }
     env.pop("LEFCOURSE_RUN_DIR", None)
     with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(
-            [*command, *own, *root], cwd=folder, env=env, stdout=log, stderr=log
-        )
+        server = subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
         try:
             address = f"http://127.0.0.1:{port}"
             _wait(address, server, folder / "server.log")
@@ -135,7 +131,7 @@ def turn_the_knob(page: Page) -> None:
 
 
 def test_the_start_page(page, lab):
-    page.goto(f"{lab}/lab/tree/notebooks/00-start/start.ipynb?token=lab")  # what `make lab` opens
+    page.goto(f"{lab}/lab/tree/00-start/start.ipynb?token=lab")  # what `make lab` opens
     page.get_by_role("heading", name=re.compile("Start here")).first.wait_for()
     page.evaluate(WATCH_BARS)
     run_all(page)
@@ -146,7 +142,7 @@ def test_the_start_page(page, lab):
 
 
 def test_a_chapter(page, lab):
-    page.goto(f"{lab}/lab/tree/notebooks/04-noisy-labels/elr.ipynb?token=lab&reset")
+    page.goto(f"{lab}/lab/tree/04-noisy-labels/elr.ipynb?token=lab&reset")
     page.get_by_role("heading", name=re.compile("ELR: hold on")).first.wait_for()
     run_all(page)
     wait_for_the_end(page)

@@ -1,5 +1,11 @@
 """The structural check: a good chapter passes, and each fault is named."""
 
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+
 import jupytext
 import nbformat
 import pytest
@@ -9,7 +15,9 @@ from lefcourse import catalogue
 from lefcourse.chapter import notebook, structure
 from lefcourse.cli import new
 from lefcourse.page.exercise import blank
+from lefcourse.paths import NOTEBOOKS
 
+INSTALL = code(structure.INSTALL, *structure.INSTALL_TAGS)
 SOLUTION = 'def f(x):\n    """Return twice x."""\n    # solution\n    return 2 * x\n    # end of solution\n\n\ncheck(f)'
 
 
@@ -20,6 +28,7 @@ def good() -> list:
         for name in structure.SECTIONS
     }
     after = {
+        "title": [copy.deepcopy(INSTALL)],
         "parameters": [
             code('seed = 0  # of every draw\ndevice = "auto"  # where', "parameters"),
             code(
@@ -125,7 +134,11 @@ SHOW = 'lc.show(fig, alt="a", caption="b")'
             "comment of kind",
         ),
         (retag("setup"), "0 cells are tagged `setup`"),
-        (insert(2, code("x = 1")), "not the second code cell"),
+        (insert(4, code("x = 1")), "not the code cell after the parameters"),
+        (insert(0, code("x = 1")), "the first code cell, and only that"),
+        (retag("install"), "the first code cell, and only that"),
+        (retag("install", "install"), "must have the tags install, remove-cell"),
+        (rewrite("install", structure.INSTALL + "\nx = 1"), "not word for word the cell INSTALL"),
         (retag("method"), "no cell is tagged `method`"),
         (retag("knob"), "no cell is tagged `knob`"),
         (retag("section:knob"), "sections missing (tags section:NAME): knob"),
@@ -186,9 +199,9 @@ def test_the_kernel_must_be_python3(tmp_path):
 
 
 def test_the_start_page_needs_no_sections(tmp_path):
-    cells = [text("# Start"), code('lc.show(fig, alt="a", caption="b")')]
+    cells = [text("# Start"), INSTALL, code('lc.show(fig, alt="a", caption="b")')]
     assert found(tmp_path, cells, catalogue.START.slug) == []
-    assert found(tmp_path, [text("TODO")], catalogue.START.slug) == ["cell 1: TODO"]
+    assert found(tmp_path, [text("TODO"), INSTALL], catalogue.START.slug) == ["cell 1: TODO"]
 
 
 def test_prose_is_counted_without_code_and_formulas(tmp_path):
@@ -208,3 +221,33 @@ def test_the_skeleton_lacks_only_what_is_to_be_written(tmp_path):
     problems = structure.problems(tmp_path / "x.ipynb")
     assert problems
     assert all("TODO" in p or "words of prose" in p for p in problems), problems
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*/*.ipynb")), ids=lambda path: path.stem)
+def test_the_file_is_a_valid_notebook(path):
+    """Others read it too: Colab, Binder, editors."""
+    nbformat.validate(json.loads(path.read_text()))
+    ids = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
+    assert len(ids) == len({*ids})
+
+
+# --- the cell that installs the course -------------------------------------------------------------
+
+
+def asked_for(monkeypatch, there: bool) -> list[list[str]]:
+    """Execute the cell where the course is there or not, and return the commands that it would have run."""
+    ran = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(subprocess, "run", lambda words, check: ran.append(words))
+    exec(structure.INSTALL, {"__name__": "__main__"})
+    return ran
+
+
+def test_the_install_cell_does_nothing_where_the_course_is(monkeypatch):
+    assert asked_for(monkeypatch, there=True) == []
+
+
+def test_the_install_cell_installs_the_course_from_its_repository(monkeypatch):
+    (words,) = asked_for(monkeypatch, there=False)
+    assert words[:4] == [sys.executable, "-m", "pip", "install"]
+    assert words[-1] == "git+https://github.com/lefcourse/lefcourse"

@@ -16,6 +16,17 @@
 #
 # **Time**: TODO minutes to read; the measured run time is printed by the last cell.
 
+# %% tags=["install", "remove-cell"]
+# Installs the course where it is absent, as in Colab. Where it is installed, this does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("lefcourse") is None:
+    course = "git+https://github.com/lefcourse/lefcourse"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", course], check=True)
+    importlib.invalidate_caches()
+
 # %% [markdown] tags=["section:parameters"]
 # ## Parameters
 #
