@@ -47,6 +47,25 @@ def read(path: Path | str) -> dict[str, Parameter]:
     return parse_cell(cells[0].source, where=Path(path).name) if cells else {}
 
 
+def presets(path: Path | str) -> dict[str, dict[str, object]]:
+    """Return what the budgets `smoke` and `full` replace, as the setup cell says: `lc.Run(..., smoke=dict(...), full=...)`."""
+    cells = [cell.source for cell in notebook.read(path).cells if "setup" in cell.tags]
+    calls = [n for cell in cells for n in ast.walk(ast.parse(cell)) if isinstance(n, ast.Call)]
+    return {
+        word.arg: {k.arg: ast.literal_eval(k.value) for k in word.value.keywords}
+        for call in calls
+        for word in call.keywords
+        if word.arg in ("smoke", "full") and isinstance(word.value, ast.Call)
+    }
+
+
+def resolved(
+    spec: Mapping[str, Parameter], preset: Mapping[str, object], given: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the values of all parameters of a run: those given, else a budget's preset, else the defaults."""
+    return {name: p.default for name, p in spec.items()} | dict(preset) | dict(given)
+
+
 def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Parameter]:
     """Return the parameters that the source of a `parameters` cell declares."""
     comments = _comments(source)

@@ -7,10 +7,22 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from lefcourse.errors import UsageError, choice
+from lefcourse.errors import DataError, UsageError, choice
 
 # In the order of the help. To add a command, write its module and add its name.
-COMMANDS = ("list", "run", "sweep", "compare", "reproduce", "results", "book", "doctor", "new")
+COMMANDS = (
+    "list",
+    "run",
+    "sweep",
+    "compare",
+    "reproduce",
+    "tune",
+    "results",
+    "lab",
+    "book",
+    "doctor",
+    "new",
+)
 
 HELP = """\
 Learn with few, noisy, weak, partial or missing labels: 61 papers, one chapter each.
@@ -24,9 +36,10 @@ Examples:
   lefcourse list                            what there is, part by part
   lefcourse list --labels noisy             the chapters about labels that lie
   lefcourse run elr                         execute a chapter and sum up its result
-  lefcourse run elr -p seed 7 -p noise 0.4  ... with other parameters
+  lefcourse run elr -p seed 7 -p rate 0.4   ... with other parameters
   lefcourse run elr -p dataset mnist        ... on real data
   lefcourse run elr --budget full           ... at the paper's scale, on a GPU
+  lefcourse lab                             open the notebooks in JupyterLab
   lefcourse doctor                          what this machine has, and what it lacks
 
 \b
@@ -34,7 +47,8 @@ Environment variables:
   LEFCOURSE_BUDGET   smoke (every line runs, nothing is judged), standard or full
   LEFCOURSE_DEVICE   auto (CUDA where there is one), cpu or cuda
   LEFCOURSE_DATA     folder of the real data sets (default: in the user's cache)
-  LEFCOURSE_RUNS     folder of the executed notebooks (default: runs/ in the checkout)
+  LEFCOURSE_RUNS     folder of what is executed and measured (default: runs/ in a checkout, else
+                     lefcourse-runs/ in the current folder)
 
 Exit codes: 0 done, 1 failed, 2 not understood (one line says why), 130 interrupted.
 """
@@ -65,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return app(words, prog_name="lefcourse", standalone_mode=False) or 0
     except UsageError as error:
         message = str(error)
+    except DataError as error:
+        print(f"lefcourse: {error}", file=sys.stderr)
+        return 1
     except OSError as error:  # a full disk, a pipe that nobody reads, a folder that is not ours
         where = f": {error.filename}" if error.filename else ""
         print(f"lefcourse: {error.strerror or error}{where}", file=sys.stderr)

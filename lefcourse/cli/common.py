@@ -1,7 +1,7 @@
 """What several commands share: a request to run a chapter, checked before anything starts."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ import typer
 from lefcourse import catalogue
 from lefcourse.chapter import params
 from lefcourse.errors import UsageError, choice
+from lefcourse.paths import CHECKOUT, REPOSITORY
 from lefcourse.settings import BUDGETS, DEVICES
 
 ChapterName = Annotated[
@@ -47,8 +48,13 @@ class Request:
     device: str
 
 
-def request(slug: str, given: Iterable[str], budget: str | None, device: str | None) -> Request:
-    """Check what the reader asked for. Raises UsageError for the first thing that cannot be had."""
+def request(
+    slug: str, given: Iterable[str], budget: str | None, device: str | None, *, look: bool = True
+) -> Request:
+    """Check what the reader asked for, and (`look`) that the data for it are there.
+
+    Raises UsageError or DataError for the first thing that cannot be had.
+    """
     chapter = written(slug)
     parameters = params.parse(params.read(chapter.path), given)
     budget = choice("budget", budget or os.environ.get("LEFCOURSE_BUDGET") or "standard", BUDGETS)
@@ -58,7 +64,28 @@ def request(slug: str, given: Iterable[str], budget: str | None, device: str | N
         from lefcourse.science.seeds import resolve_device  # imports torch
 
         resolve_device("cuda")
-    return Request(chapter, parameters, budget, device)
+    asked = Request(chapter, parameters, budget, device)
+    if look:
+        look_for_data(asked, parameters)
+    return asked
+
+
+def look_for_data(asked: Request, parameters: Mapping[str, object]) -> None:
+    """Find what a run of these parameters needs, before a kernel starts. Raises DataError, or UsageError for its counts."""
+    from lefcourse.running import needs
+
+    spec, preset = params.read(asked.chapter.path), params.presets(asked.chapter.path)
+    values = params.resolved(spec, preset.get(asked.budget, {}), parameters)
+    params.check(spec, needs.look(values, parameters))
+
+
+def need_checkout(command: str) -> None:
+    """Raise UsageError where the course is installed as a package, without what `command` works on."""
+    if not CHECKOUT:
+        raise UsageError(
+            f"`lefcourse {command}` needs a checkout of the course: git clone {REPOSITORY}, "
+            "then `make help` in its folder"
+        )
 
 
 def written(slug: str) -> catalogue.Chapter:

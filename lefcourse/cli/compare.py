@@ -23,7 +23,9 @@ def command(
     seeds: shared.Seeds = "5-9",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to [default: a folder in runs/compare]"),
+        typer.Option(
+            metavar="DIR", help="Where to [default: a folder in compare in the runs folder]"
+        ),
     ] = None,
     jobs: shared.Jobs = None,
     threads: shared.Threads = None,
@@ -41,8 +43,8 @@ def command(
 
     \b
     Examples:
-      lefcourse compare elr selfie -p rate 0.2,0.4,0.6
-      lefcourse compare elr selfie -p dataset mnist --seeds 0-4
+      lefcourse compare elr ANOTHER -p rate 0.2,0.4,0.6   # a chapter about the same labels and task
+      lefcourse compare elr ANOTHER -p dataset mnist --seeds 0-4
     """
     seed_list = grids.parse_seeds(seeds)
     known = [written(slug) for slug in chapters]

@@ -20,7 +20,7 @@ from lefcourse.errors import UsageError
 from lefcourse.files import writable, write_json
 from lefcourse.ledger import results
 from lefcourse.ledger.confirm import compare
-from lefcourse.paths import RESULTS, runs_root
+from lefcourse.paths import RESULTS, measured_root, runs_root
 from lefcourse.sweep.grid import DONE, Cell, Sweep, parse_seeds
 
 SEEDS = "5-9"
@@ -46,9 +46,12 @@ def command(
         ),
     ] = False,
     out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Where to [default: assets/results]", show_default=False),
-    ] = RESULTS,
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to [default: assets/results in a checkout, else results in the runs folder]",
+        ),
+    ] = None,
     jobs: shared.Jobs = None,
     threads: shared.Threads = None,
     scheduler: shared.Scheduler = None,
@@ -59,9 +62,10 @@ def command(
 ) -> None:
     """Run chapters over seeds, with every arm they know, and record what they measure.
 
-    The result of a chapter goes to assets/results/CHAPTER.json: the record of each seed, and mean and
+    The result of a chapter goes to CHAPTER.json in assets/results (of a checkout; else to results in the runs folder, and
+    what came with the package stays as it is): the record of each seed, and mean and
     95 % interval of every metric and claim. If a run fails, nothing is recorded. The runs are kept in
-    runs/reproduce; the same command again runs only what is missing, has failed, or was made before
+    reproduce in the runs folder; the same command again runs only what is missing, has failed, or was made before
     the chapter changed. With --jobs 1 the recorded times are those of a machine with nothing else to do.
 
     After a change, --confirm runs the first recorded seed of each result again, with every arm. If all numbers are equal (on the
@@ -76,6 +80,7 @@ def command(
       lefcourse reproduce elr --variant mnist -p dataset mnist
       lefcourse reproduce --stale --confirm see whether what changed changed a number
     """
+    out = out or measured_root()
     if confirm:
         if param or seeds != SEEDS:
             raise UsageError("--confirm runs what is recorded: give it no -p and no --seeds")
@@ -115,10 +120,8 @@ def _check(asked: Sequence[Request], variant: str, param: list[str] | None, out:
     names = {f"{a.chapter.slug}-{variant}" for a in asked}
     if taken := names & {c.slug for c in catalogue.chapters()}:
         raise UsageError(f"{taken.pop()!r} is a chapter: choose another --variant")
-    if asked and asked[0].budget == "smoke" and out.resolve() == RESULTS.resolve():
-        raise UsageError(
-            "the smoke budget measures nothing: give another --out than assets/results"
-        )
+    if asked and asked[0].budget == "smoke" and out.resolve() == measured_root().resolve():
+        raise UsageError(f"the smoke budget measures nothing: give another --out than {out}")
 
 
 @dataclass
@@ -143,7 +146,7 @@ class _Plan:
         self.source = source_sha256(self.slug)
 
     def outdated(self) -> bool:
-        recorded = results.read(self.path)
+        recorded = results.read(_known(self.path))
         return recorded is None or results.stale(self.slug, recorded)
 
     def missing(self) -> set[Path]:
@@ -184,6 +187,13 @@ class _Plan:
         )
 
 
+def _known(path: Path) -> Path:
+    """Return where the result that `path` replaces is read: there, or among those that came with the package."""
+    shipped = RESULTS / path.name
+    ours = path.parent.resolve() == measured_root().resolve()
+    return shipped if ours and not path.exists() and shipped.exists() else path
+
+
 def _run(
     plans: Sequence[_Plan], jobs: int | None, threads: int | None, scheduler: str | None
 ) -> int:
@@ -221,16 +231,18 @@ def _confirm(chapters, variant, stale, out, device, jobs, threads, scheduler) ->
         plan_of[path] = _again(slug, recorded, device or recorded["runs"][0]["device"])
     code = shared.run([*plan_of.values()], jobs, threads, scheduler)
     for path, cell in plan_of.items():
-        code |= _judge(path, cell)
+        code |= _judge(path, cell, out / path.name)
     return code
 
 
 def _recorded(chapters: list[str] | None, variant: str, out: Path):
     """Yield slug and file of each result that is there: the variant that is named, or all of them."""
+    folders = [out, RESULTS] if out == measured_root() else [out]
     for slug in chapters or [c.slug for c in catalogue.chapters() if c.exists]:
         written(slug)
-        names = [variant] if variant else results.variants(slug, out)
-        paths = [results.path_of(slug, name, out) for name in names]
+        there = [name for folder in folders for name in results.variants(slug, folder)]
+        names = [variant] if variant else dict.fromkeys(there)
+        paths = [_known(results.path_of(slug, name, out)) for name in names]
         if chapters and not [path for path in paths if path.exists()]:
             raise UsageError(
                 f"{slug}: nothing is recorded{f' as {variant!r}' if variant else ''} that could be confirmed"
@@ -250,7 +262,8 @@ def _again(slug: str, recorded: Mapping, device: str) -> Cell:
     return cell
 
 
-def _judge(path: Path, cell: Cell) -> int:
+def _judge(path: Path, cell: Cell, stamped: Path) -> int:
+    """Compare a run with the result recorded in `path`; write that with a stamp to `stamped` if the numbers stand."""
     recorded, now = results.read(path), cell.record()
     if cell.state(source_sha256(cell.chapter.slug)) != DONE:
         print(f"{path.stem}: not confirmed, its run is not done", file=sys.stderr)
@@ -270,6 +283,6 @@ def _judge(path: Path, cell: Cell) -> int:
         "how": found.how,
         "source_sha256": now["source_sha256"],
     }
-    write_json(path, recorded)
+    write_json(stamped, recorded)
     print(f"{path.stem}: confirmed, {found.compared} numbers of seed {now['seed']} {found.how}")
     return 0

@@ -32,13 +32,17 @@ def command(
     budget: Budget = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to [default: runs/CHAPTER/DATE-TIME]")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where to [default: CHAPTER/DATE-TIME in the runs folder]"
+        ),
     ] = None,
 ) -> None:
     """Execute a chapter and sum up what it measured.
 
     The executed notebook and its record (record.json: parameters, seed, versions, what every arm
-    measured, and whether the claims hold) go to a folder of their own below runs/. A run that fails
+    measured, and whether the claims hold) go to a folder of their own in the runs folder (LEFCOURSE_RUNS; by
+    default runs/ in a checkout, else lefcourse-runs/ in the current folder). A run that fails
     or is interrupted leaves its partial notebook there, and a record that says so.
 
     \b

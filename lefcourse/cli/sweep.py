@@ -1,5 +1,6 @@
 """`lefcourse sweep`: a chapter over a grid of parameters and seeds, with a table and a plot at the end."""
 
+import itertools
 import signal
 import sys
 import time
@@ -11,8 +12,17 @@ from typing import Annotated
 import typer
 
 from lefcourse.chapter.sources import source_sha256
-from lefcourse.cli.common import Budget, ChapterName, Device, Request, readable, request
+from lefcourse.cli.common import (
+    Budget,
+    ChapterName,
+    Device,
+    Request,
+    look_for_data,
+    readable,
+    request,
+)
 from lefcourse.paths import runs_root
+from lefcourse.running.needs import NAMES, PARTS
 from lefcourse.sweep import grid as grids
 from lefcourse.sweep.grid import DONE, FAILED, STALE, Cell, Sweep
 
@@ -53,7 +63,9 @@ def command(
     seeds: Seeds = "5-9",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to [default: a folder in runs/sweep/CHAPTER]"),
+        typer.Option(
+            metavar="DIR", help="Where to [default: a folder in sweep/CHAPTER in the runs folder]"
+        ),
     ] = None,
     jobs: Jobs = None,
     threads: Threads = None,
@@ -104,8 +116,14 @@ def parse(
     slug: str, given: Sequence[str], budget: str | None, device: str | None
 ) -> tuple[dict[str, list], Request]:
     """Return the checked grid {name: [values]} and the request (chapter, budget, device) behind it."""
-    asked = request(slug, (), budget, device)
-    return grids.parse_grid(given, lambda t: request(slug, [t], budget, device).parameters), asked
+    asked = request(slug, (), budget, device, look=False)
+    grid = grids.parse_grid(
+        given, lambda t: request(slug, [t], budget, device, look=False).parameters
+    )
+    named = {name: values for name, values in grid.items() if name in (*NAMES, *PARTS)}
+    for values in itertools.product(*named.values()):
+        look_for_data(asked, dict(zip(named, values, strict=True)))
+    return grid, asked
 
 
 # --- shared with `reproduce` and `compare` -------------------------------------------------------

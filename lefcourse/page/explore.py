@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from lefcourse.errors import UsageError, choice
 from lefcourse.progress import batch, in_notebook
+from lefcourse.settings import budget_name
 
 LIMIT = 1_500_000  # bytes of a knob's pre-rendered frames
 
@@ -143,15 +144,18 @@ def _static(draw, alt, caption, start, knobs) -> None:
 
 
 def _frames(draw, alt, start, knobs) -> tuple[Image, list[dict[str, str]]]:
-    """Draw every combination of the knobs' values; the last knob turns fastest. The picture at `start` comes first."""
+    """Draw every combination of the knobs' values; the last knob turns fastest. The picture at `start` comes first.
+
+    At the smoke budget one knob is turned at a time; where both are away from `start`, its picture stands in.
+    """
     from lefcourse.page.plot import image_uri, render
 
-    frames = []
+    first, frames = render(draw(**start), dpi=110), []
     for row in itertools.product(*knobs.values()):
         values = dict(zip(knobs, row, strict=True))
-        picture = render(draw(**values), dpi=110)
-        if values == start:
-            first = picture
+        turned = sum(values[name] != start[name] for name in knobs)
+        quick = turned == 0 or (turned == 2 and budget_name() == "smoke")
+        picture = first if quick else render(draw(**values), dpi=110)
         frames.append({"src": image_uri(picture, lossless=False), "alt": _text(alt, values)})
     return first, frames
 

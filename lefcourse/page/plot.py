@@ -3,6 +3,8 @@
 import base64
 import html
 import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -10,8 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image as pictures
 import torch
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL.Image import Image
 
 from lefcourse.settings import budget_name
@@ -30,13 +34,14 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, YELLOW)
 # The same role has the same colour in every chapter.
 ROLE_COLOURS = {
+    "floor": GREY,
     "baseline": VERMILION,
     "alternative": ORANGE,
     "method": BLUE,
     "oracle": GREEN,
     "ablation": PURPLE,
 }
-SMOKE_DPI = 40
+SMOKE_DPI = 50
 STYLE = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -72,9 +77,65 @@ def render(fig: Figure, dpi: int = 160) -> Image:
     """Draw `fig` and close it. At the smoke budget, where nobody looks, with few dots."""
     fig.set_dpi(dpi if budget_name() != "smoke" else SMOKE_DPI)
     canvas = FigureCanvasAgg(fig)
-    canvas.draw()
+    if missing := _draw(canvas):
+        _say_what_no_font_has(_use_fonts_with(missing, fig))
+        _draw(canvas)
     plt.close(fig)
     return pictures.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+# --- words of the reader's own: names of classes ---
+
+
+def written(names: Sequence[str]) -> list[str]:
+    """Return names so that a figure shows them as they are written: to matplotlib, dollars enclose mathematics."""
+    return [str(name).replace("$", r"\$") for name in names]
+
+
+GLYPH = re.compile(r"Glyph (\d+) .*missing from")
+_unseen: set[str] = set()
+
+
+def _draw(canvas: FigureCanvasAgg) -> set[str]:
+    """Draw, and return the characters that the figure's fonts lack."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        canvas.draw()
+    missing = set()
+    for warning in caught:
+        if glyph := GLYPH.search(str(warning.message)):
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return missing
+
+
+def _use_fonts_with(characters: set[str], fig: Figure) -> set[str]:
+    """Let this figure, and those to come, use fonts of the system that have `characters`; return those that none has."""
+    left, found = set(characters), []
+    for font in font_manager.fontManager.ttflist:
+        if left and not font.name.startswith("Last Resort"):
+            has = {c for c in left if ord(c) in font_manager.get_font(font.fname).get_charmap()}
+            if has:
+                found.append(font.name)
+                left -= has
+    families = [*plt.rcParams["font.family"], *found]
+    plt.rcParams["font.family"] = [*dict.fromkeys(families)]
+    for text in fig.findobj(Text):
+        text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *found])])
+    return left
+
+
+def _say_what_no_font_has(characters: set[str]) -> None:
+    """Tell the reader once."""
+    if new := sorted(characters - _unseen):
+        _unseen.update(new)
+        print(
+            f"no font here can show {' '.join(new[:20])}: these characters are boxes in the figures; "
+            "install a font that has them (such as Noto Sans CJK) and restart the kernel"
+        )
 
 
 def encoded(picture: Image, form: str, **how) -> bytes:
@@ -186,9 +247,9 @@ def samples(
 ) -> Figure:
     """Draw labelled images (N, C, H, W); labels that differ from `truth` (N,) are red, in `given (true)` form."""
     given, true = array(y), array(y if truth is None else truth)
+    names = written(classes)
     titles = [
-        classes[g] if g == t else f"{classes[g]} ({classes[t]})"
-        for g, t in zip(given, true, strict=True)
+        names[g] if g == t else f"{names[g]} ({names[t]})" for g, t in zip(given, true, strict=True)
     ]
     colours = ["black" if g == t else VERMILION for g, t in zip(given, true, strict=True)]
     return grid(x, titles, columns, colours, size)
@@ -231,8 +292,8 @@ def confusion(matrix, classes: Sequence[str]) -> Figure:
         xlabel="predicted class",
         ylabel="true class",
     )
-    axis.set_xticklabels(classes, rotation=90)
-    axis.set_yticklabels(classes)
+    axis.set_xticklabels(written(classes), rotation=90)
+    axis.set_yticklabels(written(classes))
     fig.colorbar(picture, label="share of the true class")
     return fig
 

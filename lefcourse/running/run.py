@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,15 +14,16 @@ from lefcourse import catalogue
 from lefcourse.chapter import params
 from lefcourse.errors import UsageError, choice
 from lefcourse.files import numbers, plain, writable, write_json
-from lefcourse.ledger import results
+from lefcourse.ledger import results, tuning
 from lefcourse.page import plot
 from lefcourse.paths import runs_root
-from lefcourse.progress import batch
+from lefcourse.progress import batch, progress
+from lefcourse.running import needs
 from lefcourse.running.record import new_record
 from lefcourse.science.seeds import resolve_device, seed_everything, stream_seed
 from lefcourse.settings import budget_name
 
-ROLES = ("baseline", "alternative", "method", "oracle", "ablation")
+ROLES = ("floor", "baseline", "alternative", "method", "oracle", "ablation")
 
 
 def processor(device: torch.device) -> str:
@@ -61,7 +62,7 @@ def _not_finite(arm: Mapping) -> bool:
 
 
 class Run:
-    """What a chapter's second cell makes: checked parameters, seeds, a device, and the record.
+    """What a chapter's setup cell makes: checked parameters, seeds, a device, and the record.
 
     `namespace` is the notebook's `globals()`. At the budgets `smoke` and `full` the parameters named
     in `smoke` and `full` are replaced there, except those that the reader gave on the command line
@@ -86,6 +87,7 @@ class Run:
                 namespace[name] = value
         self.parameters = {name: namespace[name] for name in spec}
         params.check(spec, self.parameters)
+        self._find_data(namespace, spec, given, preset)
         self.seed = int(self.parameters.get("seed", 0))
         self.device = resolve_device(self.parameters.get("device", "auto"))
         seed_everything(self.seed)
@@ -101,6 +103,19 @@ class Run:
         self.record["threads"] = torch.get_num_threads()
         self.record["processor"] = processor(self.device)
         self.save()
+
+    def _find_data(self, namespace: dict, spec: Mapping, given: Sequence, preset: Mapping) -> None:
+        """Look for what the parameters name, before anything is trained; fit the counts to a reader's own pictures."""
+        usual = {name: p.default for name, p in spec.items()} | dict(preset)
+        own = [n for n, v in self.parameters.items() if n in given or v != usual[n]]
+        counts = needs.look(self.parameters, own, load=True)
+        params.check(spec, counts)
+        changed = {n: v for n, v in counts.items() if v != self.parameters[n]}
+        if changed:
+            told = ", ".join(f"{name} = {n}" for name, n in counts.items())
+            print(f"The folder has fewer pictures than the chapter's own data; so: {told}")
+        namespace |= changed
+        self.parameters |= changed
 
     def save(self) -> None:
         """Write the record as it stands."""
@@ -157,7 +172,8 @@ class Run:
         """Record and return (method - baseline) / (oracle - baseline) in `metric`.
 
         0: no better than the labels given; 1: as good as all clean labels. None where the oracle does
-        not beat the baseline, because then there is no gap to close, and where one of the three diverged.
+        not beat the baseline, because then there is no gap to close, where the baseline does not beat the arm of
+        the role "floor" (if there is one), and where one of the three diverged.
         """
         baseline, method, oracle = (
             self.record["arms"][self.of_role(role)][metric]
@@ -167,6 +183,9 @@ class Run:
         gap = sign * (oracle - baseline)
         # Of an arm that has diverged the metric is NaN, which is not above 0.
         closed = sign * (method - baseline) / gap if gap > 0 else None
+        floors = [arm[metric] for arm in self.record["arms"].values() if arm["role"] == "floor"]
+        if any(sign * (baseline - floor) <= 0 for floor in floors):
+            closed = None  # from below what costs nothing, there is no way to measure
         self.record["gap_closed"] = plain(closed)
         self.record["gap_metric"] = metric
         self.save()
@@ -209,6 +228,36 @@ class Run:
             return f"{', '.join(diverged)} diverged"
         return "what it is about is not a finite number" if measured is None else ""
 
+    def tune(
+        self,
+        arm: str,
+        score: Callable[..., float],
+        chapter: Mapping[str, object],
+        *,
+        val: int,
+        metric: str = "validation accuracy",
+        why: str = "",
+        **grid: Sequence,
+    ) -> None:
+        """Declare what is tried for `arm`: at most 12 settings, the product of `grid` (name=[values]).
+
+        Under `lefcourse tune` each is measured by `score(**setting)`, higher is better, on `val` validation
+        samples, and recorded. Any other run shows, folded, what was recorded. `chapter` is the setting that the
+        chapter takes; where this is not the best one, `why` says the reason.
+        Raises UsageError for an empty grid, one that is too large, or a `chapter` that is not in it.
+        """
+        every = tuning.settings(arm, grid)
+        entry = {"metric": metric, "val": int(val), "chapter": dict(chapter), "why": why}
+        if "LEFCOURSE_TUNE" in os.environ:
+            tried = []
+            for setting in progress(every, f"settings of {arm}"):
+                tried.append({"setting": setting, "score": plain(float(score(**setting)))})
+            entry["tried"] = tried
+        else:
+            plot.say(tuning.told(tuning.load(self.chapter.slug), arm, dict(chapter), why))
+        self.record.setdefault("tuning", {})[arm] = plain(entry)
+        self.save()
+
     def card(self) -> None:
         """Display what the catalogue knows of the chapter, and how long a run was measured to take."""
         chapter, recorded = self.chapter, results.load(self.chapter.slug)
@@ -221,7 +270,7 @@ class Run:
         plot.say(
             f"**{chapter.short}** · {chapter.venue} {chapter.year}{arxiv}  \n"
             f"Labels: {labels}. Task: {chapter.task}.  \n"
-            f"This run: {self.budget} budget, seed {self.seed}, {self.device.type}. {results.run_time(recorded)}"
+            f"This run: {self.budget} budget, seed {self.seed}, {self.device.type}. {results.cpu_time(chapter.slug)}{results.run_time(recorded)}"
         )
 
     def verdict(self) -> None:

@@ -171,6 +171,8 @@ class _Engine(NBClientEngine):
         # Where a run was made is the reader's business: no paths in a notebook that may be published.
         nb_man.nb.metadata.papermill.pop("input_path")
         nb_man.nb.metadata.papermill.pop("output_path")
+        if "LEFCOURSE_TUNE" in env:
+            _end_after_tuning(nb_man.nb)
         watch.follow(nb_man.nb.cells)
         client = _Client(
             nb_man,
@@ -188,6 +190,12 @@ class _Engine(NBClientEngine):
             if client.km is not None:  # it was still starting, and the client leaves it behind
                 run_sync(client.km.shutdown_kernel)(now=True)
             raise
+
+
+def _end_after_tuning(nb) -> None:
+    """Drop the cells below the last one that tries settings: their results are not asked for."""
+    last = max(k for k, cell in enumerate(nb.cells) if "tune" in cell.metadata.get("tags", ()))
+    del nb.cells[last + 1 :]
 
 
 papermill_engines.register("lefcourse", _Engine)

@@ -2,7 +2,7 @@
 
 `digits` comes with scikit-learn and `shapes` is generated, so both need no download. `mnist`,
 `fashion_mnist` and `cifar10` are read from the data root (`LEFCOURSE_DATA`), or downloaded into it.
-`imagefolder:PATH` is a folder of the reader's own: one subfolder per class.
+`imagefolder:PATH` is a folder of the reader's own: one subfolder per class (see `folders`).
 """
 
 import io
@@ -21,7 +21,7 @@ from torch import Tensor
 from lefcourse.errors import DataError, UsageError, choice
 from lefcourse.paths import data_root
 from lefcourse.progress import progress
-from lefcourse.science import worlds
+from lefcourse.science import folders, worlds
 from lefcourse.science.labels import random_ranks
 from lefcourse.science.worlds import WORLDS
 
@@ -122,7 +122,8 @@ def load(
     """Load the data set `name` and split it by `seed`.
 
     Every seed draws another split: train and validation from the official training part, a smaller
-    `test` from the official test part; `digits` and a flat image folder are split as a whole. With
+    `test` from the official test part; `digits` and a flat image folder are split as a whole; parts that a
+    reader's own folder has (`train`, `val`, `test`) are used as such. With
     the same seed a smaller `train` is the beginning of a larger one. `train` defaults to all that
     `val` leaves (digits: 1000, 200, 597), `test` to all; `size` (pixels) to the images' own, and to
     32 for `shapes` and image folders. Only the images that are needed are decoded.
@@ -142,8 +143,8 @@ def load(
         "cifar10": _cifar10,
         "imagefolder": lambda: _imagefolder(Path(path).expanduser(), size or 32),
     }
-    pool, held_out, classes = readers[kind]()
-    parts = _split(name, seed, pool, held_out, counts)
+    pool, held, classes = readers[kind]()
+    parts = _split(name, seed, pool, held, counts)
     tensors = {}
     for part, (source, indices) in parts.items():
         x = source.pick(indices).to(device).float().div_(source.white)
@@ -164,6 +165,14 @@ def few_labels(y: Tensor, per_class: int, generator: torch.Generator | None = No
             f"{per_class} labels per class: class {scarce} has only {int(counts[scarce])} samples"
         )
     return (random_ranks(y, generator) < per_class).nonzero().flatten()
+
+
+def fetch(name: str) -> None:
+    """Look for the published set `name`, and download it if it is absent. Raises DataError if it cannot be had or is broken."""
+    if name == "cifar10":
+        _cifar10_parts()
+    else:
+        _fetch_idx(name)
 
 
 def available() -> dict[str, tuple[bool, str]]:
@@ -201,34 +210,48 @@ def _generator(seed: int, stream: str) -> torch.Generator:
 
 
 def _split(
-    name: str, seed: int, pool: _Source, held_out: _Source | None, counts: dict[str, int | None]
+    name: str, seed: int, pool: _Source, held: dict[str, _Source], counts: dict[str, int | None]
 ) -> dict[str, tuple[_Source, Tensor]]:
-    """Draw the three parts: train from the front of a random order, validation and test from its end."""
-    n, n_held_out = len(pool.y), 0 if held_out is None else len(held_out.y)
+    """Draw the three parts: train from the front of a random order, validation and test from its end.
+
+    A part that is `held` has images of its own and takes none from the pool.
+    """
+    n, own = len(pool.y), {part: len(source.y) for part, source in held.items()}
     test = counts["test"]
     if test is None:
-        test = n_held_out or (DIGITS_TEST if name == "digits" else n // 5)
-    taken = 0 if held_out else test
-    val = DEFAULT_VAL.get(name, (n - taken) // 10) if counts["val"] is None else counts["val"]
-    train = n - taken - val if counts["train"] is None else counts["train"]
-    if held_out and test > n_held_out:
-        raise UsageError(f"data set {name!r} has {n_held_out} test images, fewer than test={test}")
-    if train < 1 or train + val + taken > n:
+        test = own.get("test") or (DIGITS_TEST if name == "digits" else n // 5)
+    taken = 0 if "test" in own else test
+    val = counts["val"]
+    if val is None:
+        val = own.get("val") or DEFAULT_VAL.get(name, (n - taken) // 10)
+    taken_val = 0 if "val" in own else val
+    train = n - taken - taken_val if counts["train"] is None else counts["train"]
+    for part, asked in {"val": val, "test": test}.items():
+        if asked > own.get(part, asked):
+            what = {"val": "validation", "test": "test"}[part]
+            raise UsageError(
+                f"data set {name!r} has {own[part]} {what} images, fewer than {part}={asked}"
+            )
+    if train < 1 or train + taken_val + taken > n:
         asked = " + ".join(
             f"{part}={m}"
-            for part, m in {"train": max(train, 1), "val": val, "test": taken}.items()
+            for part, m in {"train": max(train, 1), "val": taken_val, "test": taken}.items()
             if m
         )
         raise UsageError(f"data set {name!r} has {n} images to split, fewer than {asked}")
     order = torch.randperm(n, generator=_generator(seed, "split"))
-    if held_out:
-        drawn = torch.randperm(n_held_out, generator=_generator(seed, "test"))[:test]
-    else:
-        drawn = order[n - test :]
+    drawn = {
+        part: torch.randperm(len(source.y), generator=_generator(seed, part))
+        for part, source in held.items()
+    }
     return {
         "train": (pool, order[:train]),
-        "val": (pool, order[n - taken - val : n - taken]),
-        "test": (held_out or pool, drawn),
+        "val": (held["val"], drawn["val"][:val])
+        if "val" in held
+        else (pool, order[n - taken - val : n - taken]),
+        "test": (held["test"], drawn["test"][:test])
+        if "test" in held
+        else (pool, order[n - test :]),
     }
 
 
@@ -242,13 +265,13 @@ def _resize(x: Tensor, size: int) -> Tensor:
 # What needs no files
 
 
-def _digits() -> tuple[_Source, None, list[str]]:
+def _digits() -> tuple[_Source, dict, list[str]]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     y = torch.from_numpy(bunch.target).long()
-    return _Source(y, x.__getitem__, white=16), None, [str(digit) for digit in range(10)]
+    return _Source(y, x.__getitem__, white=16), {}, [str(digit) for digit in range(10)]
 
 
 def _generated(
@@ -310,12 +333,16 @@ def _check_idx(name: str) -> Path | None:
     return files["train-images"].parent
 
 
-def _idx(name: str) -> tuple[_Source, _Source, list[str]]:
-    dataset = _idx_class(name)
+def _fetch_idx(name: str) -> None:
     if _check_idx(name) is None:
-        _download(name, lambda: dataset(data_root(), download=True))
+        _download(name, lambda: _idx_class(name)(data_root(), download=True))
         if _check_idx(name) is None:
             raise DataError(f"data set {name!r} is not complete: {_put_there(name)}")
+
+
+def _idx(name: str) -> tuple[_Source, dict, list[str]]:
+    dataset = _idx_class(name)
+    _fetch_idx(name)
     sources = []
     for train in (True, False):
         part = dataset(data_root(), train=train)
@@ -324,7 +351,7 @@ def _idx(name: str) -> tuple[_Source, _Source, list[str]]:
             raise DataError(f"{_idx_files(name)[key]} is broken: it holds labels above 9")
         sources.append(_Source(part.targets.long(), part.data[:, None].__getitem__))
     classes = [label.split(" - ")[0] for label in dataset.classes]
-    return *sources, classes
+    return sources[0], {"test": sources[1]}, classes
 
 
 # CIFAR-10: torchvision's files, or JPEG images in a folder or a tar archive
@@ -335,7 +362,12 @@ def _find_cifar10() -> Path | None:
     return next((data_root() / name for name in names if (data_root() / name).exists()), None)
 
 
-def _cifar10() -> tuple[_Source, _Source, list[str]]:
+def _cifar10() -> tuple[_Source, dict, list[str]]:
+    train, test = _cifar10_parts()
+    return train, {"test": test}, CIFAR10_CLASSES
+
+
+def _cifar10_parts() -> list[_Source]:
     from torchvision.datasets import CIFAR10
 
     if _find_cifar10() is None:
@@ -343,12 +375,11 @@ def _cifar10() -> tuple[_Source, _Source, list[str]]:
     path = _find_cifar10()
     if path.suffix == ".tar":
         members = _tar_members(path)
-        return *(_tar_source(path, part, members[part]) for part in members), CIFAR10_CLASSES
+        return [_tar_source(path, part, members[part]) for part in members]
     if path.name == "cifar10":
-        return *(_cifar10_folder(path / part) for part in ("train", "test")), CIFAR10_CLASSES
+        return [_cifar10_folder(path / part) for part in ("train", "test")]
     _check_cifar10_batches(path)
-    parts = [CIFAR10(data_root(), train=train) for train in (True, False)]
-    return *map(_cifar10_batches, parts), CIFAR10_CLASSES
+    return [_cifar10_batches(CIFAR10(data_root(), train=train)) for train in (True, False)]
 
 
 def _check_cifar10_batches(folder: Path) -> None:
@@ -369,7 +400,8 @@ def _cifar10_batches(part) -> _Source:
 
 
 def _cifar10_folder(folder: Path) -> _Source:
-    source, classes = _folder(folder, 32)
+    classes, found = folders.labelled(folder)
+    source = _pictures(folder, found, 32)
     _check_cifar10_counts(folder, classes, source.y)
     return source
 
@@ -411,7 +443,7 @@ def _tar_source(path: Path, part: str, members: list[tarfile.TarInfo]) -> _Sourc
             for row, i in enumerate(progress(indices.tolist(), f"reading {path.name}")):
                 file.seek(members[i].offset_data)
                 jpeg = io.BytesIO(file.read(members[i].size))
-                x[row] = _decode(jpeg, 32, f"{path}: {members[i].name}")
+                x[row] = folders.decode(jpeg, 32, f"{path}: {members[i].name}")
         return torch.from_numpy(x).permute(0, 3, 1, 2)
 
     return _Source(y, pick)
@@ -420,58 +452,25 @@ def _tar_source(path: Path, part: str, members: list[tarfile.TarInfo]) -> _Sourc
 # A reader's own images
 
 
-def _imagefolder(path: Path, size: int) -> tuple[_Source, _Source | None, list[str]]:
-    """`PATH/{train,test}/CLASS/*.jpg`, or `PATH/CLASS/*.jpg` to be split by the seed."""
-    if not path.is_dir():
-        raise DataError(
-            f"no folder {path}: put images there, as {path}/CLASS/*.jpg or as {path}/train/CLASS/*.jpg "
-            f"and {path}/test/CLASS/*.jpg"
-        )
-    if not (path / "train").is_dir():
-        source, classes = _folder(path, size)
-        return source, None, classes
-    if not (path / "test").is_dir():
-        raise DataError(
-            f"{path} has a folder train/ but no test/: add it, or put the classes into {path}"
-        )
-    (train, classes), (test, test_classes) = (_folder(path / p, size) for p in ("train", "test"))
-    if classes != test_classes:
-        differing = ", ".join(sorted(set(classes) ^ set(test_classes)))
-        raise DataError(f"{path}/train and {path}/test do not have the same classes: {differing}")
-    return train, test, classes
+def _imagefolder(path: Path, size: int) -> tuple[_Source, dict, list[str]]:
+    """Read the pictures of `folders.survey`, and say what of them is not used."""
+    folder = folders.survey(path)
+    if folder.unused:
+        print(f"{path}: not used, because they are no parts: {', '.join(folder.unused)}")
+    parts = {part: _pictures(path, found, size) for part, found in folder.parts.items()}
+    return parts.pop("train"), parts, folder.classes
 
 
-def _folder(path: Path, size: int) -> tuple[_Source, list[str]]:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        folder = ImageFolder(path)
-    except FileNotFoundError as problem:
-        raise DataError(f"{path}: {str(problem).splitlines()[0]}") from None
-    files = [file for file, _ in folder.samples]
+def _pictures(path: Path, found: folders.Labelled, size: int) -> _Source:
+    files = [file for file, _ in found]
 
     def pick(indices: Tensor) -> Tensor:
         x = np.empty((len(indices), size, size, 3), np.uint8)
         for row, i in enumerate(progress(indices.tolist(), f"reading {path.name}")):
-            x[row] = _decode(files[i], size, files[i])
+            x[row] = folders.decode(files[i], size, files[i])
         return torch.from_numpy(x).permute(0, 3, 1, 2)
 
-    return _Source(torch.tensor(folder.targets), pick), folder.classes
-
-
-def _decode(file: str | io.BytesIO, size: int, what: str) -> np.ndarray:
-    """Read an image: shorter side to `size` (bilinear, antialiased), then the central square; (H, W, 3)."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            # A large JPEG is decoded at the smallest scale that still has twice the pixels asked for.
-            image.draft("RGB", (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow's plug-ins report a damaged file in all of these ways.
-    except (OSError, SyntaxError, ValueError) as problem:
-        raise DataError(f"{what} is broken ({problem}): replace or remove it") from None
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return _Source(torch.tensor([label for _, label in found]), pick)
 
 
 # Absent files

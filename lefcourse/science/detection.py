@@ -8,6 +8,7 @@ indices with -1 in empty slots. Classes are 0 ... C - 1; the background is class
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -416,18 +417,11 @@ def bccd(
 
     Images (N, 3, *size) float32 in [0, 1], boxes (N, G, 4) in pixels of the resized image, labels (N, G)
     into BCCD_CLASSES. Not every cell is annotated there, which bounds what a detector can score.
-    Raises DataError, which says what to put where, if the files are absent or do not fit.
+    Raises DataError, which says what to put where, if the files are absent, and which names the file that is damaged.
     """
-    root = data_root() / "BCCD"
     parts = {}
-    for part in ("trainval", "test"):
-        listed = root / "ImageSets" / "Main" / f"{part}.txt"
-        if not listed.exists():
-            raise DataError(
-                f"BCCD is absent: put its folders JPEGImages, Annotations and ImageSets (from "
-                f"github.com/Shenggan/BCCD_Dataset) into {root}, or set LEFCOURSE_DATA to the folder above"
-            )
-        rows = [_voc(root, name, size) for name in listed.read_text().split()]
+    for part, listed in bccd_files().items():
+        rows = [(_picture(picture, size), _voc(notes, size)) for picture, notes in listed]
         images, objects = zip(*rows, strict=True)
         slots = max(len(o) for o in objects)
         boxes, labels = torch.zeros(len(rows), slots, 4), torch.full((len(rows), slots), -1)
@@ -439,26 +433,106 @@ def bccd(
     return parts
 
 
-def _voc(root, name: str, size: tuple[int, int]) -> tuple[Tensor, list]:
-    """Read one image (3, *size) uint8 and its objects, (class index, box in resized pixels) each."""
+def bccd_files() -> dict[str, list[tuple[Path, Path]]]:
+    """Return for `trainval` and `test` the files of each image and its annotation, all of them there and well-formed.
+
+    Pictures are not decoded here. Raises DataError, which names the file, if one is absent or damaged.
+    """
+    root = data_root() / "BCCD"
+    parts = {}
+    for part in ("trainval", "test"):
+        listed = root / "ImageSets" / "Main" / f"{part}.txt"
+        if not listed.is_file():
+            raise DataError(
+                f"BCCD is absent: put its folders JPEGImages, Annotations and ImageSets (from "
+                f"github.com/Shenggan/BCCD_Dataset) into {root}, or set LEFCOURSE_DATA to the folder above; "
+                f"there is no file {listed}"
+            )
+        try:
+            names = listed.read_text(encoding="utf-8").split()
+        except UnicodeDecodeError as problem:
+            raise DataError(f"{listed} is broken: it is no text ({problem.reason})") from None
+        if not names:
+            raise DataError(f"{listed} is broken: it lists no image; replace it")
+        parts[part] = [
+            (root / "JPEGImages" / f"{name}.jpg", root / "Annotations" / f"{name}.xml")
+            for name in names
+        ]
+        for file in (file for pair in parts[part] for file in pair):
+            if not file.is_file():
+                raise DataError(f"BCCD is incomplete: {file} is listed in {listed} but absent")
+        objects = [_objects(notes) for _, notes in parts[part]]
+        if not any(objects):
+            raise DataError(f"{listed} is broken: no image that it lists has an object; replace it")
+    return parts
+
+
+def _picture(file: Path, size: tuple[int, int]) -> Tensor:
+    """Read one image, resized: (3, *size) uint8."""
     from PIL import Image
 
-    picture_file, notes_file = (
-        root / "JPEGImages" / f"{name}.jpg",
-        root / "Annotations" / f"{name}.xml",
-    )
-    for file in (picture_file, notes_file):
-        if not file.exists():
-            raise DataError(f"BCCD is incomplete: {file} is listed in ImageSets but absent")
-    picture = Image.open(picture_file).convert("RGB")
-    scale = np.array([size[1] / picture.width, size[0] / picture.height] * 2)
-    objects = []
-    for note in ElementTree.parse(notes_file).iter("object"):
-        corners = [
-            float(note.find("bndbox").find(k).text) for k in ("xmin", "ymin", "xmax", "ymax")
-        ]
-        x1, y1, x2, y2 = (np.array(corners) * scale).tolist()
-        if min(x2 - x1, y2 - y1) > 1:  # a few annotations are empty
-            objects.append((BCCD_CLASSES.index(note.find("name").text), (x1, y1, x2, y2)))
+    try:
+        with Image.open(file) as image:
+            picture = image.convert("RGB")
+    except Exception as problem:  # Pillow's plug-ins report a damaged file in many ways
+        raise DataError(f"{file} is broken ({problem}): replace it") from None
     resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1), objects
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _voc(notes: Path, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
+    """Read the objects of one image: class index and box in pixels of the resized image, each."""
+    width, height = _extent(notes)
+    scale = np.array([size[1] / width, size[0] / height] * 2)
+    scaled = [
+        (label, tuple((np.array(corners) * scale).tolist())) for label, corners in _objects(notes)
+    ]
+    # A few annotations are empty.
+    return [(label, b) for label, b in scaled if min(b[2] - b[0], b[3] - b[1]) > 1]
+
+
+def _extent(notes: Path) -> tuple[int, int]:
+    """Return width and height of the picture beside an annotation, from its header."""
+    from PIL import Image
+
+    file = notes.parent.parent / "JPEGImages" / f"{notes.stem}.jpg"
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except Exception as problem:
+        raise DataError(f"{file} is broken ({problem}): replace it") from None
+
+
+def _objects(notes: Path) -> list[tuple[int, list[float]]]:
+    """Read class index and corners (in pixels of the file) of every object. Raises DataError, which names the file."""
+    try:
+        tree = ElementTree.parse(notes)
+    except (ElementTree.ParseError, ValueError, LookupError) as problem:
+        raise DataError(f"{notes} is broken: it is no whole XML ({problem}); replace it") from None
+    width, height = _extent(notes)
+    noted = tuple(tree.findtext(f"size/{side}", "0").strip() for side in ("width", "height"))
+    if noted not in ((str(width), str(height)), ("0", "0")):
+        raise DataError(
+            f"{notes} is broken: it is about a picture of {' x '.join(noted)} pixels, but {notes.stem}.jpg has {width} x {height}"
+        )
+    objects = []
+    for number, note in enumerate(tree.iter("object"), start=1):
+        where = f"{notes} is broken: object {number}"
+        name = (note.findtext("name") or "").strip()
+        if name not in BCCD_CLASSES:
+            raise DataError(f"{where} is called {name!r}; BCCD has {', '.join(BCCD_CLASSES)}")
+        corners = []
+        for side in ("xmin", "ymin", "xmax", "ymax"):
+            text = note.findtext(f"bndbox/{side}")
+            try:
+                corners.append(float(text))
+            except (TypeError, ValueError):
+                raise DataError(f"{where} has {side} = {text!r}, which is no number") from None
+        x1, y1, x2, y2 = corners
+        # NaN fails too. A box may end one pixel beyond the picture: annotators count from 1.
+        if not (0 <= x1 <= x2 <= width + 1 and 0 <= y1 <= y2 <= height + 1):
+            raise DataError(
+                f"{where} has the box {corners}, which is not in the picture of {width} x {height} pixels"
+            )
+        objects.append((BCCD_CLASSES.index(name), corners))
+    return objects

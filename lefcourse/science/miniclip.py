@@ -470,11 +470,15 @@ def save(model: MiniCLIP, path: Path, facts: Mapping) -> None:
 
 def facts(path: Path = CHECKPOINT) -> dict:
     """Return what the JSON beside a checkpoint says: vocabulary, templates, classes, seed, measured numbers."""
-    return json.loads(_present(path.with_suffix(".json")).read_text())
+    try:
+        return json.loads(_present(path.with_suffix(".json")).read_text())
+    except ValueError as problem:
+        raise DataError(_damaged(path.with_suffix(".json"), problem)) from None
 
 
 def read(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> MiniCLIP:
     """Read a miniature CLIP; every parameter must be there, and no other, and the vocabulary must be ours."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if tuple(facts(path)["vocabulary"]) != VOCABULARY:
@@ -482,8 +486,17 @@ def read(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> MiniCLI
             f"{path} was made with another vocabulary: run `lefcourse run clip -p stage ship -p seed 0`"
         )
     model = MiniCLIP()
-    model.load_state_dict(load_file(_present(path)), strict=True)
+    stored = _present(path)
+    try:
+        model.load_state_dict(load_file(stored), strict=True)
+    except (SafetensorError, RuntimeError, OSError) as problem:
+        raise DataError(_damaged(path, problem)) from None
     return model.to(device).eval()
+
+
+def _damaged(path: Path, problem: Exception) -> str:
+    first = " ".join(str(problem).split())[:200]
+    return f"{path} is broken ({first}): make it by `lefcourse run clip -p stage ship -p seed 0`"
 
 
 def _present(path: Path) -> Path:

@@ -28,11 +28,14 @@ class CellError(AssertionError):
     """A cell failed: which one, where in it, and what torch refused."""
 
 
-def execute(path: Path, folder: Path, *, on_device: bool = True, pictures: bool = False) -> dict:
+def execute(
+    path: Path, folder: Path, *, on_device: bool = True, pictures: bool = False, times: int = 1
+) -> dict:
     """Run the code cells of the notebook at `path` in one namespace; return the record left in `folder`.
 
     `on_device`: with the simulated device as the run's device, else on the CPU. `pictures`: render the
     figures, too; without, they are made, so that matplotlib takes (or refuses) their data, but not drawn.
+    `times`: how often each cell is run before the next one, as readers do who look at a cell again.
     What the chapter changes in the process (seeds, environment, plot style, deterministic algorithms)
     is put back. Raises CellError for the first cell that fails.
     """
@@ -51,7 +54,8 @@ def execute(path: Path, folder: Path, *, on_device: bool = True, pictures: bool 
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         namespace = {"__name__": "__main__"}
         for cell in cells:
-            _run_cell(cell, path.stem, namespace)
+            for _ in range(times):
+                _run_cell(cell, path.stem, namespace)
     return json.loads((folder / "record.json").read_text())
 
 

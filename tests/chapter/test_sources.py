@@ -15,13 +15,17 @@ def test_source_hash_follows_code_but_not_prose(tmp_path, monkeypatch):
     copy = tmp_path / "elr.ipynb"
 
     def rehash(kind, more):
-        next(c for c in content["cells"] if c["cell_type"] == kind)["source"] += more
+        cell = next(c for c in content["cells"] if c["cell_type"] == kind and c is not install)
+        cell["source"] += more
         copy.write_text(json.dumps(content))
         return sources.source_sha256("elr")["notebook"]
 
     for cell in content["cells"]:
         cell["source"] = "".join(cell["source"])
     monkeypatch.setattr(catalogue, "get", lambda slug: type("C", (), {"path": copy}))
+    install = next(c for c in content["cells"] if c["cell_type"] == "code")
+    assert install["metadata"]["tags"][0] == "install"
+    install["source"] += "\nmore = 1"  # it installs the course, and changes no number
     assert rehash("markdown", "\n# more") == before["notebook"]
     assert rehash("code", "\n# more") == before["notebook"]
     assert rehash("code", "\nmore = 1") != before["notebook"]

@@ -121,7 +121,7 @@ def test_frames_over_the_limit_are_an_error(shown, monkeypatch):
 
 def test_errors_of_the_drawing_are_not_caught(shown):
     def draw(rate):
-        return 1 / rate
+        return figure(1 / rate)
 
     with pytest.raises(ZeroDivisionError):
         lc.explore(draw, alt="a", caption="c", rate=[0, 1])

@@ -81,3 +81,61 @@ def test_the_smoke_budget_draws_few_dots(monkeypatch):
         monkeypatch.setenv("LEFCOURSE_BUDGET", budget)
         sizes.append(plot.render(plt.figure(figsize=(1, 1))).size)
     assert sizes == [(plot.SMOKE_DPI, plot.SMOKE_DPI), (160, 160)]
+
+
+# --- names of a reader's classes -----------------------------------------------------------------
+
+NAMES = ["under $5", "over $_{5}", "50% $frac{1}{2", "$$", "a_b *c* <d> | `e` #f\\g", "\\$", "$a$"]
+
+
+def drawn_text(name):
+    """Return what matplotlib draws for a name that was made safe: it must be no mathematics."""
+    fig = plt.figure()
+    text = fig.text(0, 0, plot.written([name, name])[0] * 2)
+    clean, mathematics = text._preprocess_math(text.get_text())
+    plt.close(fig)
+    return clean, mathematics
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_is_shown_as_it_is_written(name):
+    clean, mathematics = drawn_text(name)
+    assert clean == name * 2 and not mathematics
+
+
+def test_figures_of_labels_survive_any_name(monkeypatch):
+    monkeypatch.setenv("LEFCOURSE_BUDGET", "smoke")
+    x, y = torch.zeros(len(NAMES), 1, 4, 4), torch.arange(len(NAMES))
+    plot.render(plot.samples(x, y, NAMES, truth=y.flip(0)))
+    plot.render(plot.confusion(np.eye(len(NAMES)), NAMES))
+
+
+def test_mathematics_of_the_chapters_stays_mathematics():
+    fig = plt.figure()
+    title = f"{plot.written(['under $5'])[0]} and {plot.written(['$'])[0]}: $e_y - p$"
+    assert fig.text(0, 0, title)._preprocess_math(title)[1] is True
+    plot.render(fig)
+
+
+def test_characters_that_no_font_has_are_told_once(monkeypatch, capsys, recwarn):
+    monkeypatch.setenv("LEFCOURSE_BUDGET", "smoke")
+    monkeypatch.setattr(plot, "_unseen", set())
+    monkeypatch.setattr(plot.font_manager.fontManager, "ttflist", [])
+    for _ in range(2):
+        fig, axis = plt.subplots()
+        axis.set_xticks([0, 1], ["りんご", "なし"])
+        plot.render(fig)
+    said = capsys.readouterr().out
+    assert said.count("no font here can show") == 1 and "り" in said and "なし"[0] in said
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_a_font_of_the_system_that_has_them_is_used(monkeypatch, capsys):
+    monkeypatch.setenv("LEFCOURSE_BUDGET", "smoke")
+    monkeypatch.setattr(plot, "_unseen", set())
+    monkeypatch.setitem(plt.rcParams, "font.family", ["STIXSizeOneSym"])  # a font of few signs
+    fig = plt.figure()
+    text = fig.text(0.1, 0.5, "abc")
+    plot.render(fig)
+    assert len(text.get_fontfamily()) > 1
+    assert capsys.readouterr().out == ""

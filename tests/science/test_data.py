@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lefcourse.errors import DataError, UsageError
-from lefcourse.science import data
+from lefcourse.science import data, folders
 
 REAL = {"mnist": "MNIST/raw", "cifar10": "cifar10-imagefolder.tar"}
 
@@ -242,8 +242,8 @@ def test_cifar10_folder_and_archive_are_the_same_data(cifar10, request):
 
 
 def test_only_the_images_asked_for_are_decoded(cifar10_tar, monkeypatch):
-    decoded, decode = [], data._decode
-    monkeypatch.setattr(data, "_decode", lambda *args: decoded.append(args) or decode(*args))
+    decoded, decode = [], folders.decode
+    monkeypatch.setattr(folders, "decode", lambda *args: decoded.append(args) or decode(*args))
     data.load("cifar10", train=3, val=2, test=1)
     assert len(decoded) == 6
 

@@ -301,26 +301,105 @@ def test_absent_cells_are_asked_for(tmp_path, monkeypatch):
         d.bccd()
 
 
-def test_voc_files_are_read_and_resized(tmp_path, monkeypatch):
+OBJECT = (
+    "<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>2</ymin><xmax>20</xmax>"
+    "<ymax>10</ymax></bndbox></object>"
+)
+NOTES = (
+    "<annotation>"
+    + OBJECT.format(name="WBC", x=4)
+    + "<object><name>RBC</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>5</xmax><ymax>9</ymax></bndbox></object>"
+    "</annotation>"
+)
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """A BCCD of two images, one to train on and one to test, of 40 x 20 pixels."""
     from PIL import Image
 
     root = tmp_path / "BCCD"
     for folder in ("ImageSets/Main", "JPEGImages", "Annotations"):
         (root / folder).mkdir(parents=True)
-    Image.new("RGB", (40, 20), (255, 0, 0)).save(root / "JPEGImages" / "a.jpg")
-    (root / "Annotations" / "a.xml").write_text(
-        "<annotation><object><name>WBC</name><bndbox><xmin>4</xmin><ymin>2</ymin><xmax>20</xmax>"
-        "<ymax>10</ymax></bndbox></object><object><name>RBC</name><bndbox><xmin>5</xmin>"
-        "<ymin>5</ymin><xmax>5</xmax><ymax>9</ymax></bndbox></object></annotation>"
-    )
-    for part in ("trainval", "test"):
-        (root / "ImageSets" / "Main" / f"{part}.txt").write_text("a\n")
+    for name, part in (("a", "trainval"), ("b", "test")):
+        Image.new("RGB", (40, 20), (255, 0, 0)).save(root / "JPEGImages" / f"{name}.jpg")
+        (root / "Annotations" / f"{name}.xml").write_text(NOTES)
+        (root / "ImageSets" / "Main" / f"{part}.txt").write_text(f"{name}\n")
     monkeypatch.setenv("LEFCOURSE_DATA", str(tmp_path))
+    return root
+
+
+def test_voc_files_are_read_and_resized(cells):
     x, boxes, labels = d.bccd((10, 20))["test"]
     assert x.shape == (1, 3, 10, 20) and x[0, 0].mean() > 0.95 and x[0, 1].mean() < 0.05
     assert labels.tolist() == [[1]] and boxes.tolist() == [[[2, 1, 10, 5]]]
-    (root / "JPEGImages" / "a.jpg").unlink()
+    (cells / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(DataError, match="incomplete"):
+        d.bccd()
+
+
+DAMAGED_NOTES = {
+    "cut off": (NOTES[:80], "no whole XML"),
+    "empty": ("", "no whole XML"),
+    "not XML": ("\x00\x01", "no whole XML"),
+    "no name": (NOTES.replace("<name>WBC</name>", ""), "object 1 is called ''"),
+    "another set's": (NOTES.replace("WBC", "dog"), "object 1 is called 'dog'"),
+    "no box": (NOTES.replace("bndbox", "polygon"), "object 1 has xmin = None"),
+    "no corner": (NOTES.replace("<xmax>20</xmax>", ""), "object 1 has xmax = None"),
+    "no number": (NOTES.replace("20", "x"), "object 1 has xmax = 'x'"),
+    "not a number": (NOTES.replace("20", "nan"), "not in the picture"),
+    "outside": (NOTES.replace("20", "400"), "not in the picture of 40 x 20"),
+    "negative": (NOTES.replace(">4<", ">-4<"), "not in the picture"),
+    "turned over": (NOTES.replace(">4<", ">30<"), "not in the picture"),
+    "another picture's": (
+        NOTES.replace(
+            "<annotation>", "<annotation><size><width>64</width><height>9</height></size>"
+        ),
+        "about a picture of 64 x 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_NOTES)
+def test_a_damaged_annotation_is_named(damage, cells):
+    content, why = DAMAGED_NOTES[damage]
+    (cells / "Annotations" / "b.xml").write_text(content)
+    with pytest.raises(DataError, match=rf"b\.xml is broken: .*{why}") as error:
+        d.bccd()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 0.5])
+def test_a_damaged_picture_is_named(kept, cells):
+    path = cells / "JPEGImages" / "b.jpg"
+    blob = path.read_bytes()
+    path.write_bytes(blob[: int(kept * len(blob)) if isinstance(kept, float) else kept])
+    with pytest.raises(DataError, match=r"b\.jpg is broken"):
+        d.bccd()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", r"test\.txt is broken: it lists no image"),
+        (b"\xff\xfe\x00", r"test\.txt is broken: it is no text"),
+        (b"b\nc\n", r"c\.jpg is listed in .*test\.txt but absent"),
+    ],
+)
+def test_a_damaged_list_is_named(content, why, cells):
+    (cells / "ImageSets" / "Main" / "test.txt").write_bytes(content)
+    with pytest.raises(DataError, match=why):
+        d.bccd()
+
+
+def test_a_set_without_any_object_or_list_is_not_this_set(cells):
+    (cells / "Annotations" / "b.xml").write_text("<annotation/>")
+    with pytest.raises(
+        DataError, match=r"test\.txt is broken: no image that it lists has an object"
+    ):
+        d.bccd()
+    (cells / "ImageSets" / "Main" / "test.txt").unlink()
+    with pytest.raises(DataError, match=r"there is no file .*test\.txt"):
         d.bccd()
 
 

@@ -305,6 +305,14 @@ def test_a_checkpoint_with_a_part_missing_is_refused(model, tmp_path):
         M.read(path)
 
 
+@pytest.mark.parametrize(("file", "content"), [("some.json", b"{"), ("some.safetensors", b"half")])
+def test_a_damaged_checkpoint_is_named(file, content, model, tmp_path):
+    M.save(model, tmp_path / "some.safetensors", {})
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError, match=f"{file} is broken .*lefcourse run clip"):
+        M.read(tmp_path / "some.safetensors")
+
+
 def test_absent_files_and_unknown_names(tmp_path):
     with pytest.raises(DataError, match="lefcourse run clip -p stage ship"):
         M.read(tmp_path / "no.safetensors")

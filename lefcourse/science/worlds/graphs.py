@@ -334,19 +334,38 @@ def planetoid(name: str) -> Graph:
             f"graph {name!r} is absent: put {', '.join(missing)} into {folder} (LEFCOURSE_DATA chooses the part before "
             "Planetoid); the files are in the folder data of https://github.com/kimiyoung/planetoid"
         )
+    for path in raw_files(name):
+        _check(path)
     try:
         data = _read(title, folder)
-    except (pickle.UnpicklingError, EOFError, ValueError) as problem:
-        raise DataError(f"{folder} is broken ({problem}); replace the files") from None
+    except Exception as problem:  # files that do not belong together fail in many ways
+        raise DataError(
+            f"{folder} is broken: its files do not belong together ({problem}); replace them"
+        ) from None
     if data.x.shape != (n, words):
         raise DataError(
             f"{folder} is broken: {tuple(data.x.shape)} nodes and words, {title} has {(n, words)}; replace the files"
+        )
+    if int(data.y.max()) + 1 != len(CLASSES[name]) or int(data.edge_index.max()) >= n:
+        raise DataError(
+            f"{folder} is broken: it has other classes or nodes than {title}; replace the files"
         )
     edges = _both_ways(data.edge_index, n)
     x = F.normalize(data.x, p=1)
     return Graph(
         name, x, edges, data.y, data.train_mask, data.val_mask, data.test_mask, CLASSES[name]
     )
+
+
+def _check(path: Path) -> None:
+    """Raise DataError if one raw file cannot be read: a pickle, or a list of whole numbers."""
+    try:
+        if path.name.endswith("test.index"):
+            [int(line) for line in path.read_text().split()]
+        else:
+            pickle.loads(path.read_bytes(), encoding="latin1")
+    except Exception as problem:  # a pickle that is cut or damaged fails in many ways
+        raise DataError(f"{path.parent} is broken: {path.name} ({problem}); replace it") from None
 
 
 def _read(title: str, raw: Path):

@@ -1,6 +1,7 @@
 """The world of graphs: what is drawn is what was asked for, and what is read is the published set."""
 
 import os
+import pickle
 
 import pytest
 import torch
@@ -116,6 +117,20 @@ def test_broken_files_are_named(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"Cora.raw is broken"):
+        graphs.load("cora")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04half", b"cnowhere\nnothing\n.", b"\xff"])
+@pytest.mark.parametrize("part", ["allx", "graph", "test.index"])
+def test_a_damaged_file_of_a_graph_is_named(part, content, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEFCOURSE_DATA", str(tmp_path))
+    for path in graphs.raw_files("cora"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if path.name.endswith(part) else pickle.dumps(0))
+        if path.name.endswith("test.index") and part != "test.index":
+            path.write_text("1\n2\n")
+    names_it = "" if part == "test.index" and not content else f".*ind.cora.{part}"
+    with pytest.raises(DataError, match=f"Cora.raw is broken{names_it}"):
         graphs.load("cora")
 
 
