@@ -87,3 +87,15 @@ function player(box) {
 
 for (const form of document.querySelectorAll(".lef-map")) labelMap(form);
 for (const box of document.querySelectorAll(".lef-hero")) player(box);
+
+/* A formula that is wider than its column is set smaller, so that a phone need not scroll it. */
+function fitFormulas() {
+  const wide = [...document.querySelectorAll('mjx-container[display="true"]')];
+  for (const formula of wide) formula.style.fontSize = "";
+  for (const formula of wide) {
+    const share = formula.clientWidth / formula.scrollWidth;
+    if (share < 1) formula.style.fontSize = `${Math.floor(parseFloat(getComputedStyle(formula).fontSize) * share * 20) / 20 - .1}px`;
+  }
+}
+window.addEventListener("load", () => window.MathJax?.startup?.promise?.then(fitFormulas));
+window.addEventListener("resize", () => requestAnimationFrame(fitFormulas));

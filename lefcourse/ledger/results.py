@@ -9,9 +9,12 @@ from lefcourse.chapter.sources import source_sha256
 from lefcourse.ledger.statistics import FAILS, HOLDS, NOT_JUDGED, UNDECIDED, VERDICTS, verdict
 from lefcourse.ledger.statistics import interval as interval
 from lefcourse.ledger.statistics import paired as paired
-from lefcourse.paths import RESULTS
+from lefcourse.paths import ASSETS, RESULTS
 
 SIGNS = {">=": "≥", "<=": "≤"}
+COSTS = (
+    ASSETS / "costs.json"
+)  # CPU seconds of each chapter at the standard budget, written by `make bench`
 BULKY = 32  # a list of more entries (a curve over the steps) stays in the run's own record
 
 
@@ -38,7 +41,19 @@ def run_time(recorded: dict | None) -> str:
     wall = interval([r["wall_s"] for r in runs])
     gpu = max(r.get("cuda_peak_mb", 0) for r in runs)
     memory = f", {gpu:.0f} MiB of GPU memory" if gpu else ""
+    if runs[0]["device"] == "cpu" and all("cpu_s" in run for run in runs):
+        cpu = interval([run["cpu_s"] for run in runs])
+        return f"With all arms it takes {cpu['mean']:.0f} s (mean of {cpu['n']} runs)."
     return f"Measured run time with all arms: {wall['mean']:.0f} s on {runs[0]['device']} (mean of {wall['n']} runs){memory}."
+
+
+def cpu_time(chapter: str) -> str:
+    """Say what a run of the chapter as it stands costs, as `make bench` measured it; "" if it has not."""
+    known = json.loads(COSTS.read_text()) if COSTS.exists() else {}
+    if chapter not in known:
+        return ""
+    cost = known[chapter]
+    return f"As it stands it takes {cost['cpu_s']:.0f} s of CPU time on one thread ({cost['processor']}). "
 
 
 def span(summary: dict, digits: int = 3) -> str:
@@ -67,7 +82,7 @@ def gap_sentence(run, recorded: dict | None) -> str:
     here = (
         f"**Gap closed in this run: {gap:.2f}.**"
         if gap is not None
-        else "In this run the oracle does not beat the baseline: there is no gap to close."
+        else "In this run there is no gap to close: the oracle does not beat the baseline, or the baseline no floor."
     )
     return f"{here} {sentence(run.chapter.slug, recorded)}"
 
@@ -83,6 +98,51 @@ def recorded_arms(chapter: str, metric: str, names: Sequence[str]) -> str:
     said = "; ".join(f"{name} {span(arms[name][metric])}" for name in known)
     n = recorded["summary"]["gap_closed"]["n"]
     return f"Recorded over {n} seeds, {metric.replace('_', ' ')}: {said}."
+
+
+def differences(chapter: str, metric: str, name: str, others: Sequence[str]) -> str:
+    """Return a Markdown table: `name` minus each of `others` in `metric`, paired by recorded seed, with 95 % intervals."""
+    recorded = load(chapter)
+    if not recorded:
+        return sentence(chapter, None)
+    rows = [
+        f"| recorded, {metric.replace('_', ' ')} | mean | 95 % interval of the paired difference |",
+        "|---|---|---|",
+    ]
+    values = [_of(run, name, metric) for run in recorded["runs"]]
+    for other in others:
+        pairs = [
+            (value, _of(run, other, metric))
+            for value, run in zip(values, recorded["runs"], strict=True)
+        ]
+        pairs = [pair for pair in pairs if None not in pair]
+        if pairs:  # an older record may lack the arm
+            found = paired(*zip(*pairs, strict=True))
+            low, high = found["difference_low"], found["difference_high"]
+            reach = f"{low:+.3f} to {high:+.3f}" if low is not None else "one seed"
+            rows.append(f"| {name} − {other} | {found['difference']:+.3f} | {reach} |")
+    return "\n".join(rows)
+
+
+def _of(run: Mapping, arm: str, metric: str) -> float | None:
+    return run["arms"].get(arm, {}).get(metric)
+
+
+def elsewhere(chapter: str, variant: str, metric: str, names: Sequence[str]) -> str:
+    """Say what a variant (another data set) recorded for the arms in `names`: a Markdown table and its command."""
+    recorded = load(chapter, variant)
+    if not recorded:
+        return f"*The variant {variant} is not recorded yet.*"
+    arms, runs = recorded["summary"]["arms"], recorded["runs"]
+    known = [name for name in names if metric in arms.get(name, {})]
+    cpu = max(run.get("cpu_s", run["wall_s"]) for run in runs)
+    rows = [f"| {variant}, {metric.replace('_', ' ')} | mean | 95 % interval |", "|---|---|---|"]
+    for name in known:
+        found = arms[name][metric]
+        reach = f"{found['low']:.3f} to {found['high']:.3f}" if found["low"] is not None else ""
+        rows.append(f"| {name} | {found['mean']:.3f} | {reach} |")
+    told = f"{len(runs)} seeds, at most {cpu / 60:.0f} CPU minutes a run: `{recorded['command']}`."
+    return "\n".join(rows) + f"\n\n{told}"
 
 
 # --- the ledger: made from records, read by the book and by `lefcourse results` --------------------

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from lefcourse import catalogue
+from lefcourse.files import write_json
+from lefcourse.ledger.results import COSTS
 from lefcourse.paths import ROOT
 from lefcourse.running import runner
 from lefcourse.science import nets
@@ -38,10 +40,13 @@ def images_per_second(batches: int = 30) -> float:
 
 
 def standard_seconds(slug: str) -> float:
-    """Run a chapter at the standard budget, and return its kernel's CPU seconds."""
+    """Run a chapter at the standard budget; return its kernel's CPU seconds, and note them for its page."""
     with tempfile.TemporaryDirectory() as folder:
         record = runner.execute(catalogue.get(slug), {}, Path(folder), "standard", "cpu", threads=1)
     assert record["status"] == "done", f"{slug}: {record.get('error')}"
+    known = json.loads(COSTS.read_text()) if COSTS.exists() else {}
+    known[slug] = {"cpu_s": record["cpu_s"], "processor": record["processor"]}
+    write_json(COSTS, dict(sorted(known.items())))
     return record["cpu_s"]
 
 

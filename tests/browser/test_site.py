@@ -16,6 +16,13 @@ PROSE = """() => {
     return copy.textContent;
 }"""
 OVER = "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+# What must be scrolled sideways to be read; folded cells are opened first.
+SIDEWAYS = """(what) => {
+    document.querySelectorAll('main details').forEach(fold => fold.open = true);
+    return [...document.querySelectorAll(what)].filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => `${e.tagName} of ${e.scrollWidth} in ${e.clientWidth} px: ${e.textContent.trim().slice(0, 60)}`);
+}"""
+FORMULA, TEXT = "main mjx-container[display=true]", "main pre, main table, main .output"
 RAW_TEX = re.compile(r"\\\(|\\\[|\$\$|\\(frac|mathrm|lambda|sum|text|langle|beta|begin)\b")
 
 
@@ -32,9 +39,20 @@ def test_every_page_loads_from_the_site_alone_and_fits_a_phone(watched, site, ad
             watched.problems.append(f"raw TeX {tex[0]!r}")
         if broken := page.locator("mjx-merror, [data-mjx-error]").count():
             watched.problems.append(f"{broken} formulas that MathJax could not read")
-        page.set_viewport_size(PHONE["viewport"])
-        if (over := page.evaluate(OVER)) > 0:
-            watched.problems.append(f"{over} px too wide for a phone")
+        for width in (1400, PHONE["viewport"]["width"]):
+            page.set_viewport_size({"width": width, "height": 844})
+            page.evaluate(
+                "() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 20)))"
+            )
+            if (over := page.evaluate(OVER)) > 0:
+                watched.problems.append(f"{over} px too wide for {width}")
+            # On a phone code scrolls inside itself, in tables and outputs too; nothing else does.
+            phone = "main .cell_output pre, main table"
+            what = f"{FORMULA}, {TEXT if width > 1000 else phone}"
+            watched.problems += [f"at {width}: {wide}" for wide in page.evaluate(SIDEWAYS, what)]
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 718, "height": 1000})  # A4 less its margins
+        watched.problems += [f"printed: {cut}" for cut in page.evaluate(SIDEWAYS, "main pre")]
         page.close()
         problems += [f"{name}: {problem}" for problem in watched.problems]
         watched.problems.clear()

@@ -283,16 +283,17 @@ def test_the_stored_model_is_small_and_says_where_it_is_from():
 
 
 def test_the_stored_model_is_as_good_as_it_says(mini):
-    """Measured anew on pictures drawn from another seed; two standard errors and a little on 2,000 pictures."""
-    said, card = miniclip.facts()["measured"], clip.report_card(mini, n=1000, seed=77)
+    """Measured anew on pictures drawn from another seed; two standard errors and a little on 250 pictures."""
+    said, card = miniclip.facts()["measured"], clip.report_card(mini, n=250, seed=77)
     for name, value in card.items():
-        slack = 0.15 if "recall" in name else 0.045  # a recall is that of some 60 pictures
+        slack = 0.25 if "recall" in name else 0.08  # a recall is that of some 15 pictures
         assert value == pytest.approx(said[name], abs=slack), name
     assert card["flat shape"] >= 0.82 and said["flat shape"] >= 0.85, "the floor"
     assert 0.40 <= said["real shape"] <= 0.70, "later chapters need a model that can be improved"
     assert said["retrieval"] >= 0.30
 
 
+@pytest.mark.skipif("LEFCOURSE_SLOW" not in os.environ, reason="a minute: set LEFCOURSE_SLOW=1")
 def test_the_stored_model_begins_as_its_command_begins(monkeypatch):
     """With the command's pairs, weights and batches the first losses are those that were stored."""
     known, losses = miniclip.facts(), []

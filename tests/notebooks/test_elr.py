@@ -1,13 +1,16 @@
 """The mechanism of ELR, against closed forms and slow definitions. Brief sources: paper, section 4; authors' loss.py."""
 
+import math
 import os
 
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_checks import checks
 
 import lefcourse as lc
 from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.running import runner
 from lefcourse.science import data
 
@@ -159,6 +162,86 @@ def test_a_wrong_label_is_outweighed_during_early_learning():
     (with_memory,) = torch.autograd.grad(elr.elr_loss(z, torch.tensor([2]), t, 5.0), z)
     assert alone[0, 1] > 0 > with_memory[0, 1]
     assert alone[0, 2] < 0 < with_memory[0, 2]
+
+
+# --- the paper's setting, and the exercises ------------------------------------------------------
+
+# What `--budget full` must be, and where it is said (files of the authors' repository; the paper, section 5).
+PAPER = {
+    "dataset": ("cifar10", "config_cifar10.json, data_loader"),
+    "net": ("resnet34", "config_cifar10.json, arch"),
+    "epochs": (150, "config_cifar10.json, trainer"),
+    "batch": (128, "config_cifar10.json, data_loader"),
+    "lr": (0.02, "config_cifar10.json, optimizer"),
+    "weight_decay": (1e-3, "config_cifar10.json, optimizer"),
+    "schedule": ("cosine", "config_cifar10.json, lr_scheduler (there with restarts)"),
+    "augmented": (True, "data_loader/cifar10.py: crops with a margin of 4, flips"),
+    "lam": (3.0, "config_cifar10.json, train_loss"),
+    "beta": (0.7, "config_cifar10.json, train_loss"),
+}
+
+
+def test_the_full_budget_is_the_papers_setting():
+    full = params.presets(catalogue.get("elr").path)["full"]
+    assert {name: full[name] for name in PAPER} == {
+        name: value for name, (value, _) in PAPER.items()
+    }
+
+
+def in_place(p, truth, rate):
+    """Right, but it spoils what it was given."""
+    rows = torch.arange(len(truth))
+    doubtful = p[rows, truth].argsort(stable=True)[: round(rate * len(truth))]
+    noisy = truth.clone()
+    p[rows, truth] = -1
+    noisy[doubtful] = p.argmax(1)[doubtful]
+    return noisy
+
+
+def ranked(by):
+    def flip(p, truth, rate):
+        rows = torch.arange(len(truth))
+        doubtful = by(p, truth, rows).argsort(stable=True)[: round(rate * len(truth))]
+        others = p.clone()
+        others[rows, truth] = -1
+        return truth.index_put((doubtful,), others.argmax(1)[doubtful])
+
+    return flip
+
+
+def lead(p, truth, rows):
+    first, second = p.topk(2).values.T
+    return first - second
+
+
+WRONG = {
+    "check_share": [
+        (lambda t, y: (t.argmax(1) == y).float().mean().item(), "agree"),
+        (lambda t, y: (t.gather(1, y[:, None]) < 0.5).float().mean().item(), "faint"),
+        (lambda t, y: int((t.argmax(1) != y).sum()), "count"),
+        (lambda t, y: (1 - t.gather(1, y[:, None])).mean().item(), "contradict two"),
+    ],
+    "check_visits": [
+        (lambda beta, s: int(math.log(1 - s) / math.log(beta) - 1e-9), "round up"),
+        (lambda beta, s: math.log(1 - s) / math.log(beta), "whole number"),
+        (lambda beta, s: math.ceil(math.log(s) / math.log(beta)), "visits, you say"),
+    ],
+    "check_flip": [
+        (in_place, "probabilities were changed in place"),
+        (ranked(lead), "not by its lead"),
+        (ranked(lambda p, truth, rows: p.max(1).values), "not by the largest probability"),
+        (lambda p, truth, rate: truth, "two of five"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "k"), [(name, k) for name, answers in WRONG.items() for k in range(len(answers))]
+)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("elr")[name](answer, strict=True)
 
 
 @pytest.mark.realdata

@@ -1,14 +1,19 @@
 """UDA's losses against slow definitions and limits, its distortions, and its loop."""
 
+import ast
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_checks import checks
+from PIL import Image, ImageEnhance, ImageOps
 
 import lefcourse as lc
 from lefcourse import catalogue
+from lefcourse.chapter import notebook, params
 from lefcourse.running import runner
 from lefcourse.science import data
 
@@ -172,9 +177,182 @@ def test_half_of_the_operations_are_skipped_and_strengths_are_tenths():
     uda.apply_operations = original
     for kind, s in seen:
         assert abs((s == 0).float().mean() - 0.5) < 0.03
-        assert set((s.abs() * 9).round().unique().tolist()) == set(range(10))
+        assert torch.allclose((s.abs() * 10).round(), s.abs() * 10, atol=1e-5)
+        assert set((s.abs() * 10).round().unique().tolist()) == set(range(10))
         assert len(kind.unique()) == len(uda.OPERATIONS)
     assert len(seen) == 2
+
+
+# --- the authors' list for photographs -----------------------------------------------------------
+
+
+def photographs(n=12):
+    return (torch.rand(n, 3, 32, 32, generator=rng(8)) * 255).floor() / 255
+
+
+def official(name, x, m, sign=1.0, place=0.5):
+    n = len(x)
+    magnitudes, signs = torch.full((n,), m), torch.full((n,), sign)
+    return uda.official_operation(name, x, magnitudes, signs, torch.full((2, n), place))
+
+
+def test_the_official_list_is_the_authors():
+    """randaugment/policies.py, get_trans_list."""
+    names = "Invert Cutout Sharpness AutoContrast Posterize ShearX TranslateX TranslateY ShearY Rotate Equalize Contrast Color Solarize Brightness"
+    ours = [n.replace("_", "").replace("colour", "color") for n in uda.OFFICIAL]
+    assert ours == names.lower().split()
+
+
+@pytest.mark.parametrize("m", [1, 5, 9])
+def test_official_operations_are_those_of_pillow(m):
+    """randaugment/augmentation_transforms.py: levels m of 10."""
+    x, factor = photographs(2), 0.18 * m + 0.1
+    expected = {
+        "invert": ImageOps.invert,
+        "autocontrast": ImageOps.autocontrast,
+        "equalize": ImageOps.equalize,
+        "posterize": lambda im: ImageOps.posterize(im, 4 - int(m * 4 / 10)),
+        "solarize": lambda im: ImageOps.solarize(im, 256 - int(m * 256 / 10)),
+        "contrast": lambda im: ImageEnhance.Contrast(im).enhance(factor),
+        "colour": lambda im: ImageEnhance.Color(im).enhance(factor),
+        "brightness": lambda im: ImageEnhance.Brightness(im).enhance(factor),
+        "sharpness": lambda im: ImageEnhance.Sharpness(im).enhance(factor),
+    }
+    for name, operation in expected.items():
+        for ours, image in zip(official(name, x, m), x, strict=True):
+            pillow = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+            theirs = torch.from_numpy(np.array(operation(pillow))).permute(2, 0, 1) / 255
+            off = (ours - theirs).abs()[:, 1:-1, 1:-1]  # at the border Pillow does not sharpen
+            assert (off > 2.1 / 255).float().mean() < 0.01, (name, off.max())
+
+
+def test_official_moves_and_cutout():
+    x = photographs(2)
+    moved = official("translate_x", x, 7)
+    assert torch.allclose(moved[..., 7:], x[..., :-7], atol=1e-4) and not moved[..., :6].any()
+    assert torch.allclose(
+        official("translate_y", x, 4, -1.0)[..., :-4, :], x[..., 4:, :], atol=1e-4
+    )
+    cut = official("cutout", x, 6) != x
+    assert (cut.any(1).flatten(1).sum(1) == 12 * 12).all()
+
+
+def test_official_augmentation_repeats_and_skips():
+    x, draws = photographs(40), torch.rand(40, 14, generator=rng(9))
+    one = uda.official_augment(x, 16, draws=draws)
+    assert torch.equal(one, uda.official_augment(x, 16, draws=draws))
+    assert torch.allclose(one[5:8], uda.official_augment(x[5:8], 16, draws=draws[5:8]), atol=1e-6)
+    assert one.min() >= 0 and one.max() <= 1
+    draws[:, [1, 7]] = 0.5
+    assert torch.equal(uda.official_augment(x, 0, draws=draws), x)
+
+
+def test_the_wide_resnet_is_the_papers():
+    wide = uda.wide_resnet(3, 10)
+    assert 1.45e6 < lc.nets.count_parameters(wide) < 1.48e6  # WRN-28-2: 1.47 million
+    convolutions = [m for m in wide.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert sum(c.kernel_size == (3, 3) for c in convolutions) == 25
+    assert wide(photographs(2)).shape == (2, 10)
+
+
+# --- the full budget -----------------------------------------------------------------------------
+
+PAPER = {  # each value with its source; files are those of google-research/uda, folder image/
+    "dataset": "cifar10",  # scripts/run_cifar10_gpu.sh: task_name
+    "per_class": 25,  # scripts/run_cifar10_gpu.sh: sup_size 250, the smallest
+    "net": "wrn-28-2",  # section 4.3; main.py: wrn_size 32
+    "steps": 500_000,  # scripts/run_cifar10_gpu.sh: train_steps
+    "batch": 64,  # scripts/run_cifar10_gpu.sh: train_batch_size
+    "batch_u": 448,  # scripts/run_cifar10_gpu.sh: unsup_ratio 7
+    "lr": 0.03,  # main.py: learning_rate
+    "weight_decay": 5e-4,  # main.py: weight_decay_rate
+    "ema": 0.9999,  # main.py: moving_average_decay
+    "lam": 1.0,  # main.py: unsup_coeff
+    "tau": 0.4,  # scripts/run_cifar10_gpu.sh: uda_softmax_temp
+    "beta": 0.8,  # scripts/run_cifar10_gpu.sh: uda_confidence_thresh
+    "tsa": "none",  # main.py: tsa, "" and not set by the script
+    "cutout": 16,  # randaugment/augmentation_transforms.py, cutout_numpy: size
+}
+
+
+def test_the_full_budget_is_the_papers_setting():
+    path = catalogue.get("uda").path
+    (setup,) = notebook.read(path).tagged("setup")
+    calls = [n for n in ast.walk(ast.parse(setup.source)) if isinstance(n, ast.Call)]
+    (made,) = [c for c in calls if any(k.arg == "full" for k in c.keywords)]
+    (full,) = [k.value for k in made.keywords if k.arg == "full"]
+    ours = {name: p.default for name, p in params.read(path).items()}
+    ours |= {k.arg: ast.literal_eval(k.value) for k in full.keywords}
+    assert {name: ours[name] for name in PAPER} == PAPER
+
+
+# --- the exercises -------------------------------------------------------------------------------
+
+
+def log_schedule(t, T, K):
+    return (1 - math.exp(-5 * t / T)) * (1 - 1 / K) + 1 / K
+
+
+def confident(z, share, least, *, ranked=None, cut=round, floor=True):
+    p = F.softmax(z, dim=1).amax(1)
+    score = p if ranked is None else ranked(z)
+    best = score.topk(cut(share * len(z))).indices
+    return best[p[best] >= least] if floor else best
+
+
+def joined(edges, y, *, order=True, drop=True, share="crossing"):
+    ends = y[edges].sort(1).values if order else y[edges]
+    across = ends[ends[:, 0] != ends[:, 1]]
+    counted = across if drop else ends
+    shares = dict(
+        crossing=len(across) / len(edges), inside=1 - len(across) / len(edges), count=len(across)
+    )
+    if not len(counted):
+        return shares[share], None
+    pairs, counts = counted.unique(dim=0, return_counts=True)
+    return shares[share], tuple(pairs[counts.argmax()].tolist())
+
+
+RIGHT = {"check_tsa": log_schedule, "check_filter": confident, "check_crossings": joined}
+WRONG = {
+    "check_tsa": [
+        (lambda t, T, K: t / T * (1 - 1 / K) + 1 / K, "linear schedule"),
+        (lambda t, T, K: math.exp(5 * (t / T - 1)) * (1 - 1 / K) + 1 / K, "in exp it does not"),
+        (lambda t, T, K: 1 - math.exp(-5 * t / T), "this is alpha itself"),
+        (lambda t, T, K: log_schedule(t, 1, K), "not t"),
+        (lambda t, T, K: (1 - math.exp(-4 * t / T)) * (1 - 1 / K) + 1 / K, "the factor is 5"),
+    ],
+    "check_filter": [
+        (lambda z, share, least: confident(z, share, least, floor=False), "less confident than"),
+        (
+            lambda z, share, least: confident(z, share, 0.0, ranked=lambda z: z.amax(1)),
+            "not logits",
+        ),
+        (lambda z, share, least: confident(z, 1.0, least), "`share` was not used"),
+        (lambda z, share, least: confident(z, share, least, cut=int), "round"),
+    ],
+    "check_crossings": [
+        (lambda edges, y: joined(edges, y, order=False), "put the two ends in order"),
+        (lambda edges, y: joined(edges, y, drop=False), "drop them before you count"),
+        (lambda edges, y: joined(edges, y, share="inside"), "you want the others"),
+        (lambda edges, y: joined(edges, y, share="count"), "that is a count"),
+        (lambda edges, y: (joined(edges, y)[0], (9, 6)), "smaller class first"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "k"), [(n, k) for n, all_ in WRONG.items() for k in range(len(all_))]
+)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, says = WRONG[name][k]
+    with pytest.raises(AssertionError, match=says):
+        checks("uda")[name](answer, strict=True)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_answers_pass(name):
+    checks("uda")[name](RIGHT[name], strict=True)
 
 
 # --- the loop ------------------------------------------------------------------------------------
@@ -196,12 +374,12 @@ def test_without_weight_it_is_supervised_learning_step_for_step():
     ours, plain, x, y = net("batch"), net("batch"), images(10), torch.arange(10) % K
     run(ours, lam=0.0)
     optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
-    for i in lc.batches(10, 6, rng(7), steps=4):
+    for t, i in enumerate(lc.batches(10, 6, rng(7), steps=4)):
+        # main.py, model_fn: lr * cos(lrate * (7. / 8) * pi / 2), lrate the progress.
+        optimizer.param_groups[0]["lr"] = 0.1 * math.cos(t / 4 * (7 / 8) * math.pi / 2)
         optimizer.zero_grad()
         F.cross_entropy(plain(x[i]), y[i]).backward()
         optimizer.step()
-        schedule.step()
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -211,6 +389,31 @@ def test_one_forward_pass_for_all_views():
     model.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
     run(model)
     assert sizes == [6 + 8 + 8] * 4
+
+
+def test_looking_at_the_unlabeled_images_moves_statistics_and_nothing_else_in_the_loss():
+    model, sizes = net(), []
+    model.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
+    run(model, lam=0.0, look=True)
+    assert sizes == [6 + 8 + 8] * 4
+    plain = net()  # without normalisation the passing images cannot change a weight
+    run(plain, lam=0.0)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    with_them, without = net("batch"), net("batch")
+    run(with_them, lam=0.0, look=True)
+    run(without, lam=0.0)
+    assert not torch.allclose(with_them.head.weight, without.head.weight)
+
+
+def test_targets_come_from_the_training_pass_before_the_step():
+    """main.py, model_fn: one build_model(is_training) on the concatenation; ori_logits are a slice of its output."""
+    model, modes, seen = net("batch"), [], {}
+    model.register_forward_hook(lambda module, given, out: modes.append((module.training, out)))
+    run(model, steps=1, watch=lambda t, j, q, m, averaged: seen.update(q=q, on=averaged.training))
+    ((training, z),) = modes
+    assert training and not seen["on"]
+    assert torch.allclose(seen["q"], F.softmax(z[6:14].detach() / 0.4, 1), atol=1e-6)
 
 
 def test_the_loss_adds_both_parts():

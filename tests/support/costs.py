@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lefcourse import catalogue
+
+SLUGS = {catalogue.START.slug, *(chapter.slug for chapter in catalogue.chapters())}
 KINDS = ("kernel", "accelerator", "tests")
 CHAPTERS, LIMIT, SUITE_MINUTES = 61, 22, 15
 _costs: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(KINDS, 0.0))
@@ -23,7 +26,8 @@ def whose(item: pytest.Item) -> tuple[str, str] | None:
     path = Path(item.path)
     if path.suffix == ".ipynb":
         return path.stem, "kernel"
-    if group := item.get_closest_marker("xdist_group"):
+    group = item.get_closest_marker("xdist_group")
+    if group and group.args[0] in SLUGS:
         return group.args[0], "accelerator" if "accelerator" in item.name else "tests"
     if path.parent.name == "notebooks" and (found := re.fullmatch(r"test_(.+)", path.stem)):
         return found[1].replace("_", "-"), "tests"
