@@ -36,7 +36,8 @@ def test_source_hash_follows_only_the_modules_that_the_code_names():
         return [path.stem for path in sources.sources(cells)]
 
     assert names("run = lc.Run('x', globals())  # data, nets, shapes") == ["seeds"]
-    assert names("data = lc.load('digits')") == ["data", "labels", "seeds"]  # data imports labels
+    # data imports folders and labels
+    assert names("data = lc.load('digits')") == ["data", "folders", "labels", "seeds"]
     assert names("from lefcourse import augment") == ["augment", "seeds"]
     assert names("from lefcourse.science import augment") == ["augment", "seeds"]
     assert names("lc.fit(net)", "world = 'shapes'") == ["seeds", "training", "shapes"]
