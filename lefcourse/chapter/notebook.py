@@ -1,12 +1,16 @@
 """Chapters as files: their cells, and whose methods they borrow."""
 
+import ast
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 INSTALL_TAG = "install"  # of the first code cell, which installs the course where it is absent
+# CPython 3.11 fails now and then when two threads parse at a time, and a sweep's workers may be threads.
+_PARSER = threading.Lock()
 METHODS = re.compile(r"lc\.methods\(\s*[\"']([\w-]+)[\"']")
 
 
@@ -57,6 +61,12 @@ def _cell(number: int, raw: dict) -> Cell:
         outputs=tuple(raw.get("outputs", ())),
         execution_count=raw.get("execution_count"),
     )
+
+
+def parse(code: str) -> ast.Module:
+    """Return the syntax tree of `code`; any thread may ask. Raises SyntaxError if it is not plain Python."""
+    with _PARSER:
+        return ast.parse(code)
 
 
 def code_cells(path: Path | str) -> list[str]:

@@ -50,7 +50,7 @@ def read(path: Path | str) -> dict[str, Parameter]:
 def presets(path: Path | str) -> dict[str, dict[str, object]]:
     """Return what the budgets `smoke` and `full` replace, as the setup cell says: `lc.Run(..., smoke=dict(...), full=...)`."""
     cells = [cell.source for cell in notebook.read(path).cells if "setup" in cell.tags]
-    calls = [n for cell in cells for n in ast.walk(ast.parse(cell)) if isinstance(n, ast.Call)]
+    calls = [n for cell in cells for n in ast.walk(notebook.parse(cell)) if isinstance(n, ast.Call)]
     return {
         word.arg: {k.arg: ast.literal_eval(k.value) for k in word.value.keywords}
         for call in calls
@@ -70,7 +70,7 @@ def parse_cell(source: str, where: str = "parameters cell") -> dict[str, Paramet
     """Return the parameters that the source of a `parameters` cell declares."""
     comments = _comments(source)
     spec = {}
-    for node in ast.parse(source).body:
+    for node in notebook.parse(source).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 default = _literal(value, f"{where}, line {node.lineno}: {name}")

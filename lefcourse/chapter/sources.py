@@ -7,7 +7,6 @@ counts if it lies there and if the chapter's code, or code that it uses, names i
 import ast
 import hashlib
 import io
-import threading
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import resolve_name
@@ -23,15 +22,6 @@ PACKAGE = Path(lefcourse.__file__).parent
 SCIENCE = f"{lefcourse.__name__}.science"
 ALWAYS = f"{SCIENCE}.seeds"  # every run draws by it
 TABLES = (f"{SCIENCE}.worlds", SCIENCE)  # packages say what there is; no number comes from them
-
-_PARSER = (
-    threading.Lock()
-)  # CPython 3.11 cannot parse in two threads at a time (a sweep's workers may be threads)
-
-
-def _parse(text: str) -> ast.Module:
-    with _PARSER:
-        return ast.parse(text)
 
 
 def source_sha256(chapter: str) -> dict[str, str]:
@@ -64,12 +54,12 @@ def sources(cells: Sequence[str]) -> list[Path]:
     """Return the files that code `cells` use: modules of the science, with what these use; stored weights."""
     borrowed = [cell for slug in notebook.borrowed(cells) for cell in _methods(slug)]
     found: dict[str, str] = {}
-    waiting = {ALWAYS, *(m for cell in [*cells, *borrowed] for m in _names(_parse(cell)))}
+    waiting = {ALWAYS, *(m for cell in [*cells, *borrowed] for m in _names(notebook.parse(cell)))}
     while waiting:
         module = waiting.pop()
         found[module] = text = _file(module).read_text()
-        waiting |= _names(_parse(text), module) - found.keys()
-    stored = {path for text in found.values() for path in _assets(_parse(text))}
+        waiting |= _names(notebook.parse(text), module) - found.keys()
+    stored = {path for text in found.values() for path in _assets(notebook.parse(text))}
     return sorted({*map(_file, found), *stored})
 
 
@@ -145,7 +135,7 @@ def essence(code: str) -> str:
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(_parse(code)):
+    for node in ast.walk(notebook.parse(code)):
         for part in _idle(node):
             lines[part.lineno - 1 : part.end_lineno] = [""] * (part.end_lineno - part.lineno + 1)
     return "\n".join(line.rstrip() for line in lines if line.strip())

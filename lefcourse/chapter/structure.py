@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lefcourse import catalogue
 from lefcourse.chapter import params
-from lefcourse.chapter.notebook import INSTALL_TAG, Cell, Notebook, read
+from lefcourse.chapter.notebook import INSTALL_TAG, Cell, Notebook, parse, read
 from lefcourse.errors import UsageError
 from lefcourse.page.exercise import blank
 from lefcourse.paths import REPOSITORY
@@ -89,7 +89,7 @@ def _plain(book: Notebook) -> Iterator[str]:
 
 def _tree(cell: Cell) -> ast.Module | None:
     try:
-        return ast.parse(cell.source)
+        return parse(cell.source)
     except SyntaxError:
         return None
 

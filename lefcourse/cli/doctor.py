@@ -61,15 +61,13 @@ def packages() -> Iterator[Finding]:
     if CHECKOUT:
         lines = (ROOT / "requirements.txt").read_text().splitlines()
         wanted = [line for line in lines if line.strip() and not line.startswith(("#", "-"))]
-        yield from _compare(
-            wanted, "as pinned", "pinned", "python -m pip install -r requirements.txt"
-        )
+        yield from _compare(wanted, "pinned", "python -m pip install -r requirements.txt")
     else:
         wanted = requires("lefcourse") or []
-        yield from _compare(wanted, "as asked", "asked", "python -m pip install -U lefcourse")
+        yield from _compare(wanted, "asked", "python -m pip install -U lefcourse")
 
 
-def _compare(wanted: list[str], how: str, verb: str, fix: str) -> Iterator[Finding]:
+def _compare(wanted: list[str], verb: str, fix: str) -> Iterator[Finding]:
     """Compare the installed packages with the lines of requirements `wanted`."""
     from packaging.requirements import Requirement
     from packaging.version import Version
@@ -91,9 +89,9 @@ def _compare(wanted: list[str], how: str, verb: str, fix: str) -> Iterator[Findi
         state = MISSING if NEEDED.intersection(absent) else NOTE
         yield state, "packages", f"not installed: {', '.join(absent)}; {fix}"
     if other:
-        yield NOTE, "packages", f"not {how}: {', '.join(other)}; {fix}"
+        yield NOTE, "packages", f"not as {verb}: {', '.join(other)}; {fix}"
     if not absent and not other:
-        yield OK, "packages", f"all {len(pins)} {how}"
+        yield OK, "packages", f"all {len(pins)} as {verb}"
 
 
 def device() -> Iterator[Finding]:

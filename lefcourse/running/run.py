@@ -106,7 +106,7 @@ class Run:
 
     def _find_data(self, namespace: dict, spec: Mapping, given: Sequence, preset: Mapping) -> None:
         """Look for what the parameters name, before anything is trained; fit the counts to a reader's own pictures."""
-        usual = {name: p.default for name, p in spec.items()} | dict(preset)
+        usual = params.resolved(spec, preset, {})
         own = [n for n, v in self.parameters.items() if n in given or v != usual[n]]
         counts = needs.look(self.parameters, own, load=True)
         params.check(spec, counts)
@@ -244,7 +244,7 @@ class Run:
         Under `lefcourse tune` each is measured by `score(**setting)`, higher is better, on `val` validation
         samples, and recorded. Any other run shows, folded, what was recorded. `chapter` is the setting that the
         chapter takes; where this is not the best one, `why` says the reason.
-        Raises UsageError for an empty grid, one that is too large, or a `chapter` that is not in it.
+        Raises UsageError for an empty grid, or one that is too large.
         """
         every = tuning.settings(arm, grid)
         entry = {"metric": metric, "val": int(val), "chapter": dict(chapter), "why": why}

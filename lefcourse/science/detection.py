@@ -421,10 +421,10 @@ def bccd(
     """
     parts = {}
     for part, listed in bccd_files().items():
-        rows = [(_picture(picture, size), _voc(notes, size)) for picture, notes in listed]
-        images, objects = zip(*rows, strict=True)
+        images = [_picture(noted.picture, size) for noted in listed]
+        objects = [_scaled(noted, size) for noted in listed]
         slots = max(len(o) for o in objects)
-        boxes, labels = torch.zeros(len(rows), slots, 4), torch.full((len(rows), slots), -1)
+        boxes, labels = torch.zeros(len(listed), slots, 4), torch.full((len(listed), slots), -1)
         for i, found in enumerate(objects):
             for k, (label, box) in enumerate(found):
                 boxes[i, k], labels[i, k] = torch.tensor(box), label
@@ -433,8 +433,17 @@ def bccd(
     return parts
 
 
-def bccd_files() -> dict[str, list[tuple[Path, Path]]]:
-    """Return for `trainval` and `test` the files of each image and its annotation, all of them there and well-formed.
+@dataclass(frozen=True)
+class _Noted:
+    """A picture's file, its width and height, and class index and corners (in its own pixels) of every object."""
+
+    picture: Path
+    extent: tuple[int, int]
+    objects: list[tuple[int, list[float]]]
+
+
+def bccd_files() -> dict[str, list[_Noted]]:
+    """Return for `trainval` and `test` each image's file and what its annotation says, all of them there and well-formed.
 
     Pictures are not decoded here. Raises DataError, which names the file, if one is absent or damaged.
     """
@@ -454,15 +463,15 @@ def bccd_files() -> dict[str, list[tuple[Path, Path]]]:
             raise DataError(f"{listed} is broken: it is no text ({problem.reason})") from None
         if not names:
             raise DataError(f"{listed} is broken: it lists no image; replace it")
-        parts[part] = [
+        pairs = [
             (root / "JPEGImages" / f"{name}.jpg", root / "Annotations" / f"{name}.xml")
             for name in names
         ]
-        for file in (file for pair in parts[part] for file in pair):
+        for file in (file for pair in pairs for file in pair):
             if not file.is_file():
                 raise DataError(f"BCCD is incomplete: {file} is listed in {listed} but absent")
-        objects = [_objects(notes) for _, notes in parts[part]]
-        if not any(objects):
+        parts[part] = [_read(picture, notes) for picture, notes in pairs]
+        if not any(noted.objects for noted in parts[part]):
             raise DataError(f"{listed} is broken: no image that it lists has an object; replace it")
     return parts
 
@@ -480,40 +489,39 @@ def _picture(file: Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _voc(notes: Path, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
-    """Read the objects of one image: class index and box in pixels of the resized image, each."""
-    width, height = _extent(notes)
+def _scaled(noted: _Noted, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
+    """Return the objects of one image: class index and box in pixels of the resized image, each."""
+    width, height = noted.extent
     scale = np.array([size[1] / width, size[0] / height] * 2)
     scaled = [
-        (label, tuple((np.array(corners) * scale).tolist())) for label, corners in _objects(notes)
+        (label, tuple((np.array(corners) * scale).tolist())) for label, corners in noted.objects
     ]
     # A few annotations are empty.
     return [(label, b) for label, b in scaled if min(b[2] - b[0], b[3] - b[1]) > 1]
 
 
-def _extent(notes: Path) -> tuple[int, int]:
-    """Return width and height of the picture beside an annotation, from its header."""
+def _extent(picture: Path) -> tuple[int, int]:
+    """Return width and height of a picture, from its header."""
     from PIL import Image
 
-    file = notes.parent.parent / "JPEGImages" / f"{notes.stem}.jpg"
     try:
-        with Image.open(file) as image:
+        with Image.open(picture) as image:
             return image.size
     except Exception as problem:
-        raise DataError(f"{file} is broken ({problem}): replace it") from None
+        raise DataError(f"{picture} is broken ({problem}): replace it") from None
 
 
-def _objects(notes: Path) -> list[tuple[int, list[float]]]:
-    """Read class index and corners (in pixels of the file) of every object. Raises DataError, which names the file."""
+def _read(picture: Path, notes: Path) -> _Noted:
+    """Read an annotation beside its picture's header. Raises DataError, which names the file that is damaged."""
     try:
         tree = ElementTree.parse(notes)
     except (ElementTree.ParseError, ValueError, LookupError) as problem:
         raise DataError(f"{notes} is broken: it is no whole XML ({problem}); replace it") from None
-    width, height = _extent(notes)
+    width, height = _extent(picture)
     noted = tuple(tree.findtext(f"size/{side}", "0").strip() for side in ("width", "height"))
     if noted not in ((str(width), str(height)), ("0", "0")):
         raise DataError(
-            f"{notes} is broken: it is about a picture of {' x '.join(noted)} pixels, but {notes.stem}.jpg has {width} x {height}"
+            f"{notes} is broken: it is about a picture of {' x '.join(noted)} pixels, but {picture.name} has {width} x {height}"
         )
     objects = []
     for number, note in enumerate(tree.iter("object"), start=1):
@@ -535,4 +543,4 @@ def _objects(notes: Path) -> list[tuple[int, list[float]]]:
                 f"{where} has the box {corners}, which is not in the picture of {width} x {height} pixels"
             )
         objects.append((BCCD_CLASSES.index(name), corners))
-    return objects
+    return _Noted(picture, (width, height), objects)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks
+from exercise_checks import checks, each
 from scipy import ndimage
 from torch import nn
 
@@ -424,9 +424,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "k"), [(n, k) for n, all_ in WRONG.items() for k in range(len(all_))]
-)
+@each(WRONG)
 def test_typical_wrong_answers_are_recognised(name, k):
     with pytest.raises(AssertionError):
         checks("bcp")[name](WRONG[name][k], strict=True)

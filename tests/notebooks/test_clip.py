@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks
+from exercise_checks import checks, each
 
 import lefcourse as lc
 from lefcourse import catalogue
@@ -370,9 +370,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "k"), [(n, k) for n, all_ in WRONG.items() for k in range(len(all_))]
-)
+@each(WRONG)
 def test_typical_wrong_answers_are_recognised(name, k, mini):
     names = {}
     if name == "check_stars":

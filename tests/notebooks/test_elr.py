@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks
+from exercise_checks import checks, each
 
 import lefcourse as lc
 from lefcourse import catalogue
@@ -235,9 +235,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "k"), [(name, k) for name, answers in WRONG.items() for k in range(len(answers))]
-)
+@each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
     answer, said = WRONG[name][k]
     with pytest.raises(AssertionError, match=said):

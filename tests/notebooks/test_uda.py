@@ -1,6 +1,5 @@
 """UDA's losses against slow definitions and limits, its distortions, and its loop."""
 
-import ast
 import math
 import os
 
@@ -8,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks
+from exercise_checks import checks, each
 from PIL import Image, ImageEnhance, ImageOps
 
 import lefcourse as lc
 from lefcourse import catalogue
-from lefcourse.chapter import notebook, params
+from lefcourse.chapter import params
 from lefcourse.running import runner
 from lefcourse.science import data
 
@@ -277,12 +276,7 @@ PAPER = {  # each value with its source; files are those of google-research/uda,
 
 def test_the_full_budget_is_the_papers_setting():
     path = catalogue.get("uda").path
-    (setup,) = notebook.read(path).tagged("setup")
-    calls = [n for n in ast.walk(ast.parse(setup.source)) if isinstance(n, ast.Call)]
-    (made,) = [c for c in calls if any(k.arg == "full" for k in c.keywords)]
-    (full,) = [k.value for k in made.keywords if k.arg == "full"]
-    ours = {name: p.default for name, p in params.read(path).items()}
-    ours |= {k.arg: ast.literal_eval(k.value) for k in full.keywords}
+    ours = params.resolved(params.read(path), params.presets(path)["full"], {})
     assert {name: ours[name] for name in PAPER} == PAPER
 
 
@@ -341,9 +335,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "k"), [(n, k) for n, all_ in WRONG.items() for k in range(len(all_))]
-)
+@each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
     answer, says = WRONG[name][k]
     with pytest.raises(AssertionError, match=says):

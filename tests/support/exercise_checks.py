@@ -3,6 +3,7 @@
 import ast
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -21,3 +22,10 @@ def checks(slug, **names):
                 exec(compile(ast.Module([part], []), f"<{slug}, {part.name}>", "exec"), space)
                 found[part.name] = space[part.name]
     return found
+
+
+def each(wrong):
+    """Return the mark that runs a test for `name` and `k`: the k-th of the answers to the check `name` in `wrong`."""
+    return pytest.mark.parametrize(
+        ("name", "k"), [(name, k) for name, answers in wrong.items() for k in range(len(answers))]
+    )
