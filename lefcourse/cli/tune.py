@@ -64,9 +64,8 @@ def command(
         }
         write_json(path, content)
         for name, arm in content["arms"].items():
-            same = arm["chosen"] == arm["chapter"]
-            takes = (
-                "as in the chapter" if same else f"the chapter takes {tuning.words(arm['chapter'])}"
-            )
+            ours = records[0]["tuning"][name]["chapter"]
+            same = arm["chosen"] == ours
+            takes = "as in the chapter" if same else f"the chapter takes {tuning.words(ours)}"
             print(f"{name}: {tuning.words(arm['chosen'])}, {takes}")
     raise typer.Exit(code[-1])

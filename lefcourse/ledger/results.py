@@ -109,13 +109,9 @@ def differences(chapter: str, metric: str, name: str, others: Sequence[str]) -> 
         f"| recorded, {metric.replace('_', ' ')} | mean | 95 % interval of the paired difference |",
         "|---|---|---|",
     ]
-    values = [_of(run, name, metric) for run in recorded["runs"]]
     for other in others:
-        pairs = [
-            (value, _of(run, other, metric))
-            for value, run in zip(values, recorded["runs"], strict=True)
-        ]
-        pairs = [pair for pair in pairs if None not in pair]
+        both = [(_of(run, name, metric), _of(run, other, metric)) for run in recorded["runs"]]
+        pairs = [pair for pair in both if None not in pair]
         if pairs:  # an older record may lack the arm
             found = paired(*zip(*pairs, strict=True))
             low, high = found["difference_low"], found["difference_high"]

@@ -42,8 +42,12 @@ def summarise(records: Sequence[Mapping]) -> dict[str, dict]:
             mean = None if None in scores else statistics.fmean(scores)
             rows.append({"setting": tried["setting"], "scores": scores, "mean": mean})
         best = max(rows, key=lambda row: -float("inf") if row["mean"] is None else row["mean"])
-        kept = {key: first[key] for key in ("metric", "val", "chapter", "why")}
-        arms[name] = kept | {"settings": rows, "chosen": best["setting"]}
+        arms[name] = {
+            "metric": first["metric"],
+            "val": first["val"],
+            "settings": rows,
+            "chosen": best["setting"],
+        }
     return arms
 
 
