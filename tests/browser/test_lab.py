@@ -57,7 +57,9 @@ def lab(browser, folder) -> Iterator[str]:
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
-    env.pop("LEFCOURSE_RUN_DIR", None)
+    # A reader's kernel starts anew: not for one test's run, nor forked as the other tests' kernels are.
+    for name in ("LEFCOURSE_RUN_DIR", "JUPYTER_PATH"):
+        env.pop(name, None)
     with open(folder / "server.log", "w") as log:
         server = subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=log)
         try:
