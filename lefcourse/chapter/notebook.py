@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lefcourse.errors import UsageError
+
 INSTALL_TAG = "install"  # of the first code cell, which installs the course where it is absent
 # CPython 3.11 fails now and then when two threads parse at a time, and a sweep's workers may be threads.
 _PARSER = threading.Lock()
@@ -69,9 +71,32 @@ def parse(code: str) -> ast.Module:
         return ast.parse(code)
 
 
-def code_cells(path: Path | str) -> list[str]:
-    """Return the sources of the chapter's code cells: all but the one that installs the course."""
-    return [c.source for c in read(path).cells if c.code and INSTALL_TAG not in c.tags]
+def code_cells(path: Path | str, tag: str | None = None) -> list[str]:
+    """Return the chapter's code as plain Python, cell by cell: all but the cell that installs the course; only `tag`, if given.
+
+    Raises UsageError for a cell that is not Python, with its number and line.
+    """
+    cells = [c for c in read(path).cells if c.code and INSTALL_TAG not in c.tags]
+    return [_plain(c, Path(path).name) for c in cells if tag is None or tag in c.tags]
+
+
+def _plain(cell: Cell, file: str) -> str:
+    """Return the cell's source; where a reader has used magics or shell commands, as IPython would run it."""
+    try:
+        parse(cell.source)
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        try:
+            source = TransformerManager().transform_cell(cell.source)
+            parse(source)
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            raise UsageError(
+                f"{file}, cell {cell.number}, line {error.lineno}: not Python: {error.msg}: {line}"
+            ) from None
+        return source
+    return cell.source
 
 
 def borrowed(cells: Sequence[str]) -> list[str]:

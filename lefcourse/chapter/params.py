@@ -43,13 +43,13 @@ def read(path: Path | str) -> dict[str, Parameter]:
     A notebook without a `parameters` cell has none. Raises ValueError if the cell holds anything
     but assignments of literals.
     """
-    cells = [cell for cell in notebook.read(path).cells if "parameters" in cell.tags]
-    return parse_cell(cells[0].source, where=Path(path).name) if cells else {}
+    cells = notebook.code_cells(path, tag="parameters")
+    return parse_cell(cells[0], where=Path(path).name) if cells else {}
 
 
 def presets(path: Path | str) -> dict[str, dict[str, object]]:
     """Return what the budgets `smoke` and `full` replace, as the setup cell says: `lc.Run(..., smoke=dict(...), full=...)`."""
-    cells = [cell.source for cell in notebook.read(path).cells if "setup" in cell.tags]
+    cells = notebook.code_cells(path, tag="setup")
     calls = [n for cell in cells for n in ast.walk(notebook.parse(cell)) if isinstance(n, ast.Call)]
     return {
         word.arg: {k.arg: ast.literal_eval(k.value) for k in word.value.keywords}

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from lefcourse import catalogue
-from lefcourse.chapter import sources
+from lefcourse.chapter import notebook, params, sources
+from lefcourse.errors import UsageError
 
 
 def test_source_hash_follows_code_but_not_prose(tmp_path, monkeypatch):
@@ -84,3 +85,24 @@ def test_source_hash_follows_borrowed_methods(tmp_path, monkeypatch):
         lender.write_text(json.dumps(content))
         hashes.append(sources.source_sha256("b")["package"])
     assert hashes[0] != hashes[1] == hashes[2]
+
+
+def a_chapter(folder, source, tag=""):
+    cell = dict(cell_type="code", metadata={"tags": [tag]}, source=source)
+    text = dict(cell_type="markdown", metadata={}, source="A title")
+    path = folder / "mine.ipynb"
+    path.write_text(json.dumps(dict(cells=[text, cell], metadata={})))
+    return path
+
+
+def test_a_readers_magics_and_shell_commands_are_code(tmp_path):
+    (code,) = notebook.code_cells(a_chapter(tmp_path, "%timeit 1 + 1\n!ls\nx = 1"))
+    assert sources.essence(code).splitlines()[-1] == "x = 1"
+
+
+@pytest.mark.parametrize("tag", ["", "setup", "parameters"])
+def test_a_cell_that_is_not_python_is_named_in_one_line(tmp_path, tag):
+    path = a_chapter(tmp_path, "x = 1\nfor y in 3\n", tag)
+    read = params.read if tag == "parameters" else notebook.code_cells
+    with pytest.raises(UsageError, match="mine.ipynb, cell 2, line 2: not Python.*for y in 3"):
+        read(path)
