@@ -73,16 +73,22 @@ def _run_cell(cell: notebook.Cell, slug: str, namespace: dict) -> None:
     # A time of None tells linecache that there is no file to compare these lines with.
     lines = cell.source.splitlines(keepends=True)
     linecache.cache[filename] = (len(cell.source), None, lines, filename)
+    first = next((line for line in lines if line.strip()), "").strip()
+    figures = set(plt.get_fignums())
     try:
         exec(compile(cell.source, filename, "exec"), namespace)
     except Exception as error:
-        first = next((line for line in lines if line.strip()), "").strip()
         where = "\n".join(_frames(error))
         raise CellError(
             f"{slug}, cell {cell.number} ({first}):\n{where}\n{type(error).__name__}: {error}"
         ) from error
     finally:
         del linecache.cache[filename]
+    if set(plt.get_fignums()) - figures:
+        raise CellError(
+            f"{slug}, cell {cell.number} ({first}): leaves a figure open, which a page would show as it stands, "
+            "without caption or text: make it in the cell that shows it by lc.show"
+        )
 
 
 def _frames(error: Exception) -> list[str]:

@@ -368,6 +368,16 @@ def test_a_failure_names_the_cell_and_the_operation(tmp_path):
         execute(path, tmp_path)
 
 
+def test_a_figure_that_nobody_shows_is_an_error(tmp_path):
+    from lefcourse.catalogue import get
+
+    path = tmp_path / "elr.ipynb"
+    planted = '"fig, axis = plt.subplots()"'
+    path.write_text(_with_cell_after_setup(get("elr").path.read_text(), planted))
+    with pytest.raises(CellError, match=r"(?s)^elr, cell \d+ .*leaves a figure open"):
+        execute(path, tmp_path)
+
+
 def _with_cell_after_setup(text: str, source: str) -> str:
     import json
 

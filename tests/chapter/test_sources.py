@@ -104,5 +104,5 @@ def test_a_readers_magics_and_shell_commands_are_code(tmp_path):
 def test_a_cell_that_is_not_python_is_named_in_one_line(tmp_path, tag):
     path = a_chapter(tmp_path, "x = 1\nfor y in 3\n", tag)
     read = params.read if tag == "parameters" else notebook.code_cells
-    with pytest.raises(UsageError, match="mine.ipynb, cell 2, line 2: not Python.*for y in 3"):
+    with pytest.raises(UsageError, match=r"mine\.ipynb, cell 2, line 2: not Python.*for y in 3"):
         read(path)

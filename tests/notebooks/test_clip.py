@@ -17,9 +17,11 @@ from exercise_checks import checks, each
 
 import lefcourse as lc
 from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.running import runner
 from lefcourse.running.run import Run
 from lefcourse.science import miniclip
+from lefcourse.science.worlds import shapes
 
 clip = lc.methods("clip")
 N, D = 6, 5
@@ -84,9 +86,9 @@ def test_equal_captions_cannot_be_told_apart(m):
     """If every caption occurs m times, gradient descent on free features ends at log m and never below."""
     kinds = torch.arange(N) // m
     I_e, T_k = features(0).requires_grad_(), features(1).requires_grad_()
-    optimizer = torch.optim.Adam([I_e, T_k], 0.1)
+    optimizer = torch.optim.Adam([I_e, T_k], 0.2)
     s, lowest = torch.tensor(math.log(100.0)), math.inf
-    for _ in range(300):
+    for _ in range(150):
         loss = clip.clip_loss(clip.similarities(I_e, T_k[kinds], s))
         optimizer.zero_grad()
         loss.backward()
@@ -275,22 +277,61 @@ def test_recalls():
 def test_the_stored_model_is_small_and_says_where_it_is_from():
     assert miniclip.CHECKPOINT.stat().st_size < 4_000_000
     known = miniclip.facts()
-    assert {"vocabulary", "templates", "classes", "seed", "recipe", "pairs", "measured"} <= set(
-        known
-    )
+    said = {"vocabulary", "templates", "classes", "seed", "recipe", "second", "pairs", "measured"}
+    assert said <= set(known)
     assert known["zipf"] == miniclip.ZIPF and known["style_shares"] == miniclip.STYLE_SHARES
+    assert known["photographs"] == miniclip.PHOTOGRAPHS
+    assert known["look_alikes"] == miniclip.LOOK_ALIKES
     assert known["classes"] == {task: list(words) for task, words in miniclip.TASKS.items()}
 
 
+BANDS = {  # the specification of the stored model: least and largest value on pictures that no chapter trains on
+    "flat shape": (0.85, 1.0),
+    "real shape": (0.40, 0.70),
+    "real worst recall": (0.0, 0.20),
+    "real best recall": (0.85, 1.0),
+    "real probe": (0.88, 1.0),
+    "retrieval": (0.30, 1.0),
+}
+ROOM = 0.15  # what later chapters need between the sentences and the features on real pictures
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_the_stored_model_lies_in_its_band(name):
+    low, high = BANDS[name]
+    assert low <= miniclip.facts()["measured"][name] <= high
+
+
 def test_the_stored_model_is_as_good_as_it_says(mini):
-    """Measured anew on pictures drawn from another seed; two standard errors and a little on 250 pictures."""
+    """Measured anew on pictures of another seed; two standard errors and a little on 250, fewer labels for the probe."""
     said, card = miniclip.facts()["measured"], clip.report_card(mini, n=250, seed=77)
     for name, value in card.items():
-        slack = 0.25 if "recall" in name else 0.08  # a recall is that of some 15 pictures
+        # A recall is that of some 15 pictures; the probe has an eighth of the labels.
+        slack = 0.25 if "recall" in name else 0.12 if "probe" in name else 0.08
         assert value == pytest.approx(said[name], abs=slack), name
-    assert card["flat shape"] >= 0.82 and said["flat shape"] >= 0.85, "the floor"
-    assert 0.40 <= said["real shape"] <= 0.70, "later chapters need a model that can be improved"
-    assert said["retrieval"] >= 0.30
+    assert said["real probe"] - said["real shape"] >= ROOM
+    assert card["real probe"] - card["real shape"] >= ROOM - 0.05, "with an eighth of the labels"
+
+
+def test_look_alikes_are_called_by_the_commoner_name_in_real_pictures_alone():
+    rank = {name: k for k, name in enumerate(miniclip.SHAPES)}
+    assert all(rank[rare] > rank[common] for rare, common in miniclip.LOOK_ALIKES.items())
+    assert not set(miniclip.LOOK_ALIKES) & set(miniclip.LOOK_ALIKES.values())
+    n, shape = 400, miniclip.SHAPES.index("hexagon")
+    labels = dict.fromkeys(
+        ("colour", "texture", "size", "position"), torch.zeros(n, dtype=torch.long)
+    )
+    labels |= dict(shape=torch.full((n,), shape), style=torch.arange(n) % 4)
+    real = (labels["style"] == shapes.STYLES.index("real")).tolist()
+    for share in (0.0, 0.75, 1.0):
+        told = miniclip.captions(labels, miscalled=share, generator=rng(4))
+        assert told == miniclip.captions(labels, miscalled=share, generator=rng(4))
+        called = [("circle" in t or "disc" in t, "hexagon" in t) for t in told]
+        assert not any(wrong for (wrong, _), r in zip(called, real, strict=True) if not r)
+        wrong = sum(w for w, _ in called) / max(
+            1, sum(w or h for (w, h), r in zip(called, real, strict=True) if r)
+        )
+        assert wrong == pytest.approx(share, abs=0.15)
 
 
 @pytest.mark.skipif("LEFCOURSE_SLOW" not in os.environ, reason="a minute: set LEFCOURSE_SLOW=1")
@@ -341,7 +382,40 @@ def test_the_command_makes_the_stored_model(tmp_path):
         assert value == pytest.approx(said[name], abs=0.1 if "recall" in name else 0.03), name
 
 
-# --- the exercises' checks -----------------------------------------------------------------------
+# --- the paper's setting, and the exercises -------------------------------------------------------
+
+# Values of the paper that stand in the chapter, and where they are said.
+PAPER = {
+    "clip_model": (
+        "open_clip:ViT-B-32-quickgelu/openai",
+        "the authors' ViT-B/32 (openai/CLIP, clip.py)",
+    ),
+    "dataset": ("cifar10", "one of the 27 data sets of section 3.1.5"),
+    "lr": (5e-4, "Table 20, ViT-B/32"),
+    "weight_decay": (0.2, "Table 18"),
+    "betas": ((0.9, 0.98), "Table 18, vision transformers"),
+    "eps": (1e-6, "Table 18, vision transformers"),
+    "first temperature": (0.07, "section 2.5; model.py, logit_scale"),
+    "largest scale": (100.0, "Table 18, maximum temperature"),
+}
+
+
+def test_the_papers_values_are_the_papers(web):
+    full = params.presets(catalogue.get("clip").path)["full"]
+    group = clip.optimiser(miniclip.MiniCLIP(), **clip.PAPER).param_groups[0]
+
+    def hot(step, model):
+        model.logit_scale.data.fill_(9.0)
+
+    found = {name: full[name] for name in ("clip_model", "dataset")}
+    found |= {name: group[name] for name in ("lr", "weight_decay", "betas", "eps")}
+    found["first temperature"] = miniclip.MiniCLIP().logit_scale.neg().exp().item()
+    found["largest scale"] = trained(web, steps=2, each=hot)[0].logit_scale.exp().item()
+    for name, (value, source) in PAPER.items():
+        if name == "largest scale":
+            continue  # asserted step by step above
+        wanted = pytest.approx(value) if isinstance(value, float) else value
+        assert found[name] == wanted, (name, source)
 
 
 def one_way(z, captions):
@@ -354,33 +428,53 @@ def undivided(z, captions):
     return (F.cross_entropy(z, twins) + F.cross_entropy(z.T, twins)) / 2
 
 
+def dropped(z, captions):
+    """Takes twins out of the denominator instead of sharing the target."""
+    twins = torch.tensor([[a == b for a in captions] for b in captions])
+    twins.fill_diagonal_(False)
+    return clip.clip_loss(z.masked_fill(twins, -1e9))
+
+
 WRONG = {
     "check_floor": [
-        lambda captions: math.log(len(captions)),
-        lambda captions: math.log(max(captions.count(c) for c in captions)),
-        lambda captions: float(np.mean([math.log(captions.count(c)) for c in set(captions)])),
-        lambda captions: 0.0,
+        (lambda captions: math.log(len(captions)), "a perfect model reaches zero"),
+        (lambda captions: math.log(max(captions.count(c) for c in captions)), "commonest caption"),
+        (
+            lambda captions: float(np.mean([math.log(captions.count(c)) for c in set(captions)])),
+            "not over the different captions",
+        ),
+        (lambda captions: 0.0, "nothing beats log 5"),
     ],
-    "check_multi": [lambda z, captions: clip.clip_loss(z), one_way, undivided],
+    "check_multi": [
+        (lambda z, captions: clip.clip_loss(z), "still negatives of each other"),
+        (one_way, "the columns are missing"),
+        (undivided, "must sum to one"),
+        (dropped, "expected"),
+    ],
     "check_stars": [
-        lambda: (["a star"], ["a star"]),
-        lambda: (["a poster"], ["a sketch"]),
-        lambda: (["a sketch of a star"], ["a poster of a star"]),
+        (lambda: (["a star"], ["a star"]), "the same sentences"),
+        (lambda: (["a poster"], ["a sketch"]), "keep the word"),
+        (lambda: (["a sketch of a star"], ["a poster of a star"]), "wrong way round"),
+        (lambda: (["a star"], ["a picture of a star"]), "which words did captions"),
     ],
 }
 
 
+@pytest.fixture(scope="module")
+def stars(mini):
+    """What the third check uses of the notebook: features and labels of flat and of sketched pictures."""
+    drawn = {s: miniclip.pictures(160, s, generator=rng(8)) for s in ("flat", "sketch")}
+    return dict(
+        mini=mini,
+        SHAPES=miniclip.SHAPES,
+        right=lambda said, y: (said == y).float().mean().item(),
+        test_I={s: clip.picture_features(mini, p.images) for s, p in drawn.items()},
+        test_y={s: p.labels for s, p in drawn.items()},
+    )
+
+
 @each(WRONG)
-def test_typical_wrong_answers_are_recognised(name, k, mini):
-    names = {}
-    if name == "check_stars":
-        shape = miniclip.SHAPES.index("star")
-        drawn = {s: miniclip.pictures(400, s, generator=rng(8)) for s in ("flat", "sketch")}
-        names = dict(
-            mini=mini, SHAPES=miniclip.SHAPES, right=lambda said, y: (said == y).float().mean().item(),
-            test_I={s: clip.picture_features(mini, p.images) for s, p in drawn.items()},
-            test_y={s: p.labels for s, p in drawn.items()},
-        )  # fmt: skip
-        assert (drawn["flat"].labels["shape"] == shape).sum() > 10
-    with pytest.raises(AssertionError):
-        checks("clip", **names)[name](WRONG[name][k], strict=True)
+def test_typical_wrong_answers_are_named(name, k, stars):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("clip", **stars)[name](answer, strict=True)

@@ -7,9 +7,11 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_checks import checks, each
 
 import lefcourse as lc
 from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.errors import DataError
 from lefcourse.running import runner
 from lefcourse.science.worlds import graphs
@@ -286,6 +288,137 @@ def test_hidden_classes_stay_hidden(graph, noisy):
         torch.equal(a, b)
         for x, y in zip(first, second, strict=True)
         for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_the_record_of_groups_is_replayed_step_by_step(graph, noisy):
+    """An ablation with "the same groups" must be told the very memberships that the other training used."""
+    Y, seen = er.denoise(graph, noisy, 0.6, 2), []
+
+    def cross_entropy(Z, member, n, eps, gamma2):
+        seen.append(member)
+        return F.cross_entropy(
+            Z, member
+        )  # the first numbers of a row as logits: any other loss will do
+
+    def train(**change):
+        torch.manual_seed(0)
+        net = er.Encoder(graph.x.shape[1], 16, 6)
+        return er.train_erase(
+            net, graph, Y, lr=3e-2, **SETTINGS | {"epochs": 6, "every": 10} | change
+        )
+
+    used = train()
+    again = train(loss=cross_entropy, replay=used)
+    assert len(used) == 6 and len(used[0]) == graph.n
+    assert all(torch.equal(a, b) for a, b in zip(used, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(used, seen, strict=True))
+    own = train(loss=cross_entropy)  # self-training: the groups go their own way
+    assert torch.equal(own[0], used[0])
+    assert any((a != b).any() for a, b in zip(used, own, strict=True))
+
+
+def test_no_cosine_is_negative_so_the_bars_do_nothing(graph):
+    torch.manual_seed(0)
+    Z = er.Encoder(graph.x.shape[1], 16, 6)(graph.x, graph.edge_index)
+    assert (Z >= 0).all()
+
+
+def test_sparse_words_are_the_same_words(graph):
+    torch.manual_seed(0)
+    net = er.Encoder(graph.x.shape[1], 16, 6).eval()
+    sparse = graph.x.to_sparse()
+    dense = net(graph.x, graph.edge_index)
+    assert torch.allclose(net(sparse, graph.edge_index), dense, atol=1e-6)
+    assert torch.equal(er.dropped(sparse, 0.5, False).to_dense(), graph.x)
+    thinned = er.dropped(sparse, 0.5, True).to_dense()
+    kept = thinned != 0
+    assert torch.allclose(thinned[kept], 2 * graph.x[kept])
+    assert 0.35 < kept.sum() / (graph.x != 0).sum() < 0.65
+    assert not er.words_of(graph).is_sparse
+
+
+# --- the paper's setting, and the exercises ------------------------------------------------------
+
+PAPER = {  # each value with its source; files are those of eraseai/erase
+    "source": "cora",  # scripts/train_main_planetoid.py: --dataset
+    "hidden": 256,  # scripts/train_main_planetoid.py: --n_hidden, 8 heads of 32
+    "p": 512,  # scripts/train_main_planetoid.py: --n_embedding
+    "epochs": 400,  # scripts/train_main_planetoid.py: --num_epoch
+    "every": 1,  # scripts/train_main_planetoid.py, main: the classifier after every epoch
+    "lr": 1e-3,  # scripts/train_main_planetoid.py: --lr
+    "weight_decay": 5e-4,  # scripts/train_main_planetoid.py: --wd
+    "alpha": 0.6,  # run.sh, Cora
+    "beta": 0.6,  # run.sh, Cora
+    "T": 5,  # run.sh, Cora
+    "eps": 0.05,  # run.sh, Cora
+    "gamma2": 2.0,  # run.sh, Cora: gam2
+    "noise": "asymmetric",  # run.sh: corrupt_type asymm, the first of two
+    "rate": 0.4,  # run.sh: one of 0.1 to 0.5
+}
+
+
+def test_the_full_budget_is_the_papers_setting():
+    path = catalogue.get("erase").path
+    ours = params.resolved(params.read(path), params.presets(path)["full"], {})
+    assert {name: ours[name] for name in PAPER} == PAPER
+
+
+def rate_gradient(Z, c, *, grown=lambda Z, c: c * Z.T @ Z):
+    return c * Z @ torch.linalg.inv(torch.eye(Z.shape[1], dtype=Z.dtype) + grown(Z, c))
+
+
+def contrastive(Z, groups, tau, *, unit=True, itself=False, combine="mean of logs"):
+    rows = F.normalize(Z, dim=1) if unit else Z
+    own = torch.eye(len(Z), dtype=torch.bool)
+    mates = ((groups[:, None] == groups) & (~own | itself)).float()
+    logits = rows @ rows.T / tau
+    log_share = (logits if itself else logits.masked_fill(own, -1e9)).log_softmax(1)
+    if combine == "log of mean":
+        return -((mates * log_share.exp()).sum(1) / mates.sum(1)).log().mean()
+    cost = -(mates * log_share).sum(1)
+    return (cost if combine == "sum" else cost / mates.sum(1)).mean()
+
+
+WRONG = {
+    "check_share": [
+        (lambda h, r, C: h, "only those with a right label"),
+        (lambda h, r, C: h * (1 - r), "such votes are missing"),
+        (lambda h, r, C: h * (1 - r) + (1 - h) * r, "only one of these is ours"),
+        (lambda h, r, C: h * (1 - r) + (1 - h) * r / C, "neighbours at random"),
+        (lambda h, r, C: 1 - r, "without noise the share is the homophily"),
+    ],
+    "check_gradient": [
+        (lambda Z, c: rate_gradient(Z, c) / c, "brings out c once"),
+        (lambda Z, c: 2 * rate_gradient(Z, c), "cancel the one half"),
+        (lambda Z, c: -rate_gradient(Z, c), "the sign"),
+        (lambda Z, c: c * Z @ (torch.eye(Z.shape[1]).double() + c * Z.T @ Z), "divides by the matrix"),
+        (lambda Z, c: rate_gradient(Z, c).T, "one row per node"),
+        (lambda Z, c: rate_gradient(Z, c, grown=lambda Z, c: Z.T @ Z), "compare with autograd"),
+    ],
+    "check_contrastive": [
+        (lambda *a: contrastive(*a, combine="log of mean"), "logarithm of a mean share"),
+        (lambda *a: contrastive(*a, combine="sum"), "not their sum"),
+        (lambda *a: contrastive(*a, itself=True), "no neighbour of itself"),
+        (lambda *a: contrastive(*a, unit=False), "only directions count"),
+        (lambda Z, groups, tau: contrastive(Z, groups, 1.0), "temperature changes nothing"),
+        (lambda *a: -contrastive(*a), "on two nodes by hand"),
+    ],
+}  # fmt: skip
+
+
+@each(WRONG)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("erase")[name](answer, strict=True)
+
+
+def test_a_right_answer_passes_whatever_its_form():
+    checks("erase")["check_contrastive"](contrastive, strict=True)
+    checks("erase")["check_gradient"](
+        lambda Z, c: c * torch.linalg.inv(torch.eye(len(Z), dtype=Z.dtype) + c * Z @ Z.T) @ Z,
+        strict=True,
     )
 
 

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_checks import checks, each
 
 import lefcourse as lc
+from lefcourse import catalogue
+from lefcourse.chapter import params
 
 grok = lc.methods("grokking")
 
@@ -348,3 +351,119 @@ def test_each_share_counts_its_own_cells():
     said[n + m] += 1
     assert grok.measure(said, table)["accuracy"] == pytest.approx(1 - 1 / (49 - n - m))
     assert grok.measure(said, table)["val"] == knower["val"]
+
+
+def test_of_the_training_cells_clean_and_repaired_make_the_truth():
+    table = grok.make_table(11, 0.6, 0.5, 0.1, generator=generator())
+    said = torch.randint(11, (121,), generator=generator(3))
+    row, share = grok.measure(said, table), table.wrong.float().mean().item()
+    expected = share * row["repaired"] + (1 - share) * row["clean"]
+    assert row["truth"] == pytest.approx(expected)
+
+
+# --- the paper's setting, and the exercises ------------------------------------------------------
+
+NOTEBOOK = "Notebooks/Grokking_with_label_corruption.ipynb"
+# What `--budget full` must be, and where it is said (files of the authors' repository).
+PAPER = {
+    "p": (97, NOTEBOOK),
+    "width": (500, NOTEBOOK),
+    "alpha": (0.5, NOTEBOOK),
+    "xi": (0.35, NOTEBOOK),
+    "steps": (1000, f"{NOTEBOOK}, no decay; the decayed runs are shorter"),
+    "lr": (0.01, f"{NOTEBOOK}, AdamW"),
+    "mild": (5.0, f"{NOTEBOOK}, partial inversion"),
+    "decay": (15.0, f"{NOTEBOOK}, full inversion"),
+    "excess": (20.0, f"{NOTEBOOK}, forgetting"),
+    "excess_steps": (5000, f"{NOTEBOOK}, forgetting"),
+    "batch": (64, f"{NOTEBOOK}, BatchNorm"),
+}
+
+
+def test_the_full_budget_is_the_papers_setting():
+    path = catalogue.get("grokking").path
+    full = params.resolved(params.read(path), params.presets(path)["full"], {})
+    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+
+
+def score(said, label, wrong):
+    flagged = said != label
+    return (flagged & wrong).sum().item(), flagged.sum().item(), wrong.sum().item()
+
+
+def swapped(said, label, wrong):
+    caught, flagged, lies = score(said, label, wrong)
+    return caught / lies, caught / flagged
+
+
+def by_flags(said, label, wrong):
+    caught, flagged, _ = score(said, label, wrong)
+    return caught / flagged, caught / flagged
+
+
+def where_they_agree(said, label, wrong):
+    flagged = said == label
+    caught = (flagged & wrong).sum().item()
+    return caught / flagged.sum().item(), caught / wrong.sum().item()
+
+
+def powers(root):
+    return lambda p: [pow(root(p), k, p) for k in range(p - 1)]
+
+
+def row_of(change):
+    def lie(table, r):
+        label = table.truth.clone()
+        row = table.a == r
+        row[table.n :] = False
+        return change(label, row, table)
+
+    return lie
+
+
+def without_modulus(label, row, table):
+    return label + row.long()
+
+
+def everywhere(label, row, table):
+    return (label + (table.a == 4).long()) % table.p
+
+
+def from_the_lies(label, row, table):
+    return (table.label + row.long()) % table.p
+
+
+def in_place(table, r):
+    table.label[: table.n] = table.truth[: table.n] + (table.a[: table.n] == r).long()
+    return table.label % table.p
+
+
+WRONG = {
+    "check_find": [
+        (where_they_agree, "agree"),
+        (swapped, "precision comes first"),
+        (by_flags, "number of lies, not of flags"),
+        (lambda said, label, wrong: (2, 1), "2/3, you say"),
+    ],
+    "check_powers": [
+        (powers(lambda p: 4), "comes twice"),
+        (powers(lambda p: {5: 3, 7: 5, 23: 7}[p]), "not the smallest"),
+        (lambda p: [pow({5: 2, 7: 3, 23: 5}[p], k, p) for k in range(1, p)], "g\\^0 = 1"),
+        (lambda p: list(range(1, p)), "not successive powers"),
+        (lambda p: list(range(p)), "non-zero numbers"),
+    ],
+    "check_row": [
+        (row_of(without_modulus), "remainder"),
+        (row_of(everywhere), "beyond the first n cells"),
+        (row_of(from_the_lies), "table.truth, not from table.label"),
+        (row_of(lambda label, row, table: label), "one too large"),
+        (in_place, "in place"),
+    ],
+}
+
+
+@each(WRONG)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("grokking")[name](answer, strict=True)

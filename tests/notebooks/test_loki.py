@@ -6,12 +6,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from exercise_checks import checks, each
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 from sklearn.utils import Bunch
 
 import lefcourse as lc
 from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.running import runner
 
 loki = lc.methods("loki")
@@ -300,3 +302,74 @@ def test_the_chapter_runs_on_newsgroups_where_they_are(monkeypatch, tmp_path):
     assert arms["argmax, 20 Newsgroups"]["says_unobserved"] == 0
     assert arms["Loki, 20 Newsgroups"]["says_unobserved"] > 0, "inner topics can be answered"
     assert arms["Loki, 20 Newsgroups"]["squared_distance"] < 36
+
+
+# --- the paper's setting, and the exercises ------------------------------------------------------
+
+# What `--budget full` must be, and where it is said (files of the authors' repository).
+PAPER = {
+    "temperature": (1.0, "simclr_exps/loki.py: predict_proba enters the rule as it is"),
+    "grid_temperature": (1.0, "clip_exp/run_cifar.py: softmax(100 * cosine) enters as it is"),
+}
+
+
+def test_the_full_budget_is_the_papers_rule():
+    full = params.presets(catalogue.get("loki").path)["full"]
+    for name, (value, _) in PAPER.items():
+        assert full[name] == value
+
+
+def ruler_with(rule):
+    return lambda p, positions: rule(p, positions, torch.arange(101.0)[:, None])
+
+
+def best_by(quality):
+    """Choose the temperature by another quality of the answers than their squared distance."""
+
+    def mend(z, d, observed, truth, options):
+        def value(T):
+            answers = loki.loki(torch.softmax(z / T, dim=1), d[:, observed])
+            return quality(answers, truth, d).item()
+
+        return max(options, key=value)
+
+    return mend
+
+
+RING = [(i, (i + 1) % 9) for i in range(9)]
+DENSE = [(i, j) for i in range(6) for j in range(i)]
+
+WRONG = {
+    "check_ruler": [
+        (ruler_with(lambda p, at, y: at[p.argmax(1)]), "argmax's answers"),
+        (lambda p, at: p @ at, "round to the"),
+        (lambda p, at: (p @ at).long(), "round to the"),
+        (
+            lambda p, at: at[((p @ at)[:, None] - at).abs().argmin(1)],
+            "the minimum runs over all of them",
+        ),
+        (lambda p, at: (p @ at)[:5].round(), "every row"),
+        (lambda p, at: (p @ at**2).sqrt().round(), "nearest to the mean"),
+    ],
+    "check_graph": [
+        (lambda: (RING, [0, 3, 6], 1), "lies on a shortest path"),
+        (lambda: ([*RING, (9, 10)], [0, 3, 6], 9), "must be connected"),
+        (lambda: ([*RING, (1, 9)], [0, 3, 6], 9), "no weights make"),
+        (lambda: (DENSE, [0, 1, 2], 3), "no weights make"),
+        (lambda: (RING, [0, 3, 3], 1), "three different"),
+    ],
+    "check_mend": [
+        (lambda z, d, observed, truth, options: 1 / 50, "strangers need flatter"),
+        (lambda z, d, observed, truth, options: 1.0, "the largest of all"),
+        (lambda z, d, observed, truth, options: 50.0, "none of the options"),
+        (best_by(lambda a, truth, d: (a == truth).float().mean()), "most exact hits"),
+        (best_by(lambda a, truth, d: (d[a, truth] ** 2).mean()), "the largest of all"),
+    ],
+}
+
+
+@each(WRONG)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("loki", coo_array=coo_array, shortest_path=shortest_path)[name](answer, strict=True)
