@@ -6,9 +6,11 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_checks import checks, each
 
 import lefcourse as lc
 from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.errors import DataError
 from lefcourse.running import runner
 from lefcourse.science import detection
@@ -413,6 +415,122 @@ def test_an_empty_handed_teacher_does_no_harm(scenes):
     student = copy.deepcopy(fresh)
     train(scenes, student, copy.deepcopy(fresh), tau=0.999, tau_u=0.0)
     assert all(p.isfinite().all() for p in student.parameters())
+
+
+def test_what_the_teacher_forgets_is_forgotten_before_the_sets_are_made(scenes, trained):
+    """With everything forgotten, no unlabeled sample is foreground, and nothing else changes place."""
+    seen = []
+
+    def look(t, j, T_t, T_s, found, u, o, r):
+        seen.append((found.labels.max().item(), o.y[2:].min().item()))
+
+    nothing = lambda found: found.where(torch.zeros_like(found.scores, dtype=torch.bool))  # noqa: E731
+    student, teacher = copy.deepcopy(trained), copy.deepcopy(trained)
+    train(scenes, student, teacher, first_cut=0.05, tau=0.05, forget=nothing, watch=look)
+    assert seen and all(found == -1 and y == C for found, y in seen)
+
+
+# --- the paper's setting, and the exercises ------------------------------------------------------
+
+CONFIG = "configs/soft_teacher/base.py"
+# What `--budget full` must be, and where it is said (files of the authors' repository).
+PAPER = {
+    "tau": (0.9, f"{CONFIG}, cls_pseudo_threshold"),
+    "tau_hard": (0.9, f"{CONFIG}, cls_pseudo_threshold"),
+    "tau_u": (0.02, f"{CONFIG}, reg_pseudo_threshold"),
+    "first_cut": (0.5, f"{CONFIG}, pseudo_label_initial_score_thr"),
+    "copies": (10, f"{CONFIG}, jitter_times"),
+    "sigma": (0.06, f"{CONFIG}, jitter_scale"),
+    "w_u": (4.0, "configs/soft_teacher/soft_teacher_faster_rcnn_r50_caffe_fpn_coco_180k.py"),
+    "m": (0.999, f"{CONFIG}, MeanTeacher"),
+}
+
+
+def test_the_full_budget_has_the_papers_setting():
+    path = catalogue.get("soft-teacher").path
+    full = params.resolved(params.read(path), params.presets(path)["full"], {})
+    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+    assert full["batch_u"] == 4 * full["batch_l"]  # one labeled to four unlabeled images
+
+
+def joint(z, y, r):
+    return st.classification_loss(z[None], y[None], st.soft_weights(y, r, 2)[None])
+
+
+def parts(z, y, r, foreground, background):
+    ce, behind = F.cross_entropy(z, y, reduction="none"), y == 2
+    return foreground(ce[~behind], r[~behind]) + background(ce[behind], r[behind])
+
+
+def weighted(ce, r):
+    return (ce * r).sum() / r.sum().clamp_min(1e-6)
+
+
+def mean(ce, r):
+    return ce.sum() / max(1, len(ce))
+
+
+def paper_loss(z, y, r):
+    return parts(z, y, r, mean, weighted)
+
+
+def unsafe(z, y, r):
+    return parts(z, y, r, lambda ce, r: ce.mean(), weighted)
+
+
+def own_class(refined, labels):
+    return refined[torch.arange(len(labels)), :, labels]
+
+
+def spread_over(mine, size):
+    return (mine.std(1) / size).mean(1)
+
+
+def swapped(refined, labels):
+    mine = own_class(refined, labels)
+    return spread_over(mine, st.sides(mine.mean(1))[:, [1, 0, 3, 2]])
+
+
+WRONG = {
+    "check_paper_loss": [
+        (joint, "joint normaliser"),
+        (lambda z, y, r: parts(z, y, r, mean, lambda ce, r: (ce * r).mean()), "by the sum of its"),
+        (lambda z, y, r: parts(z, y, r, weighted, weighted), "foreground carries no weight"),
+        (unsafe, "divide by zero"),
+        (lambda z, y, r: parts(z, y, r, mean, mean), "you say"),
+    ],
+    "check_way_back": [
+        (lambda b, T_s, T_t, size: b, "not moved at all"),
+        (
+            lambda b, T_s, T_t, size: detection.transport(b, T_s @ T_t.inverse(), size),
+            "teacher's way to the student",
+        ),
+        (lambda b, T_s, T_t, size: detection.transport(b, T_s.inverse(), size), "one more step"),
+        (lambda b, T_s, T_t, size: detection.transport(b, T_t @ T_s.inverse()), "clip the box"),
+        (
+            lambda b, T_s, T_t, size: detection.transport(b, T_s.inverse() @ T_t, size),
+            "should arrive at",
+        ),
+    ],
+    "check_uncertainty": [
+        (lambda refined, labels: own_class(refined, labels).std(1).mean(1), "divide by the size"),
+        (swapped, "not the other way round"),
+        (
+            lambda refined, labels: spread_over(
+                refined[:, :, 0], st.sides(refined[:, :, 0].mean(1))
+            ),
+            "own class only",
+        ),
+        (lambda refined, labels: own_class(refined, labels).std(1), "one number for each box"),
+    ],
+}
+
+
+@each(WRONG)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("soft-teacher")[name](answer, strict=True)
 
 
 @pytest.mark.realdata
