@@ -11,6 +11,8 @@ from scipy import ndimage
 from torch import nn
 
 import lefcourse as lc
+from lefcourse import catalogue
+from lefcourse.chapter import params
 from lefcourse.science import segmentation
 
 bcp = lc.methods("bcp")
@@ -133,13 +135,31 @@ def test_the_filter_is_its_definition():
 
 def test_pseudo_labels_are_the_teachers_best_guess_without_gradient():
     torch.manual_seed(0)
-    teacher = segmentation.UNet(1, K, (4, 8)).train()
+    teacher = segmentation.UNet(1, K, (4, 8)).eval()
     u = torch.randn(3, 1, 8, 8, generator=rng())
     statistics = copy.deepcopy(teacher.state_dict())
     raw = bcp.pseudo_labels(teacher, u, keep_largest=False)
     assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in statistics.items())
     assert torch.equal(raw, segmentation.predict(teacher, u)) and not raw.requires_grad
     assert torch.equal(bcp.pseudo_labels(teacher, u), bcp.largest_component(raw, K))
+    trained = copy.deepcopy(teacher).train()
+    batch_at_hand = trained(u).argmax(1)
+    assert torch.equal(bcp.pseudo_labels(trained, u, keep_largest=False), batch_at_hand)
+    assert not torch.equal(batch_at_hand, raw), "the mode decides"
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_teacher_guesses_in_training_mode_unless_told_otherwise(small, trains):
+    """As in the authors' training scripts, LA_BCP_train.py and ACDC_BCP_train.py: ema_model.train()."""
+    modes = []
+
+    def step(student, teacher, *args, **more):
+        modes.append((student.training, teacher.training))
+        return bcp.bcp_step(student, teacher, *args, **more)
+
+    change = {} if trains else dict(teacher_trains=False)
+    bcp.train_bcp(segmentation.UNet(1, K, (4, 8)), *small, **settings(step=step, **change))
+    assert set(modes) == {(True, trains)}
 
 
 # --- the loss ------------------------------------------------------------------------------------
@@ -401,30 +421,74 @@ def wrapped(y, margin):
     return M
 
 
+def four_neighbours(y, K, share):
+    """Pixels that touch at a corner are apart."""
+    kept = np.zeros_like(given := y.numpy())
+    for image, out in zip(given, kept, strict=True):
+        for k in range(1, K):
+            parts, _ = ndimage.label(image == k)
+            sizes = np.bincount(parts.flat)
+            sizes[0] = 0
+            out[(sizes >= share * sizes.max())[parts] & (parts > 0)] = k
+    return torch.from_numpy(kept)
+
+
+def dilated(y, margin):
+    grown = ndimage.binary_dilation(y.numpy() > 0, np.ones((3, 3)), margin) if margin else y > 0
+    return torch.from_numpy(1.0 - np.asarray(grown, dtype=np.float32))
+
+
 WRONG = {
     "check_share": [
-        lambda beta, alpha, d: alpha / (1 + alpha),
-        lambda beta, alpha, d: alpha * beta**d,
-        lambda beta, alpha, d: alpha * beta**2 / (alpha * beta**2 + 1 - beta**2),
+        (lambda beta, alpha, d: alpha / (1 + alpha), "that of the area"),
+        (lambda beta, alpha, d: alpha * beta**d, "divide by the sum"),
+        (
+            lambda beta, alpha, d: alpha * beta**2 / (alpha * beta**2 + 1 - beta**2),
+            "three dimensions",
+        ),
     ],
     "check_keep": [
-        lambda y, K, share: bcp.largest_component(y, K),
-        lambda y, K, share: y,
-        lambda y, K, share: bcp.largest_component((y > 0).long(), K) * y,
-        with_zeros_as_a_class,
-        across_the_batch,
+        (lambda y, K, share: bcp.largest_component(y, K), "stays beside one of 9"),
+        (lambda y, K, share: y, "a single pixel must go"),
+        (lambda y, K, share: bcp.largest_component((y > 0).long(), K) * y, "a largest component"),
+        (with_zeros_as_a_class, "a single pixel must go"),
+        (across_the_batch, "not across the batch"),
+        (four_neighbours, "touch at a corner"),
     ],
     "check_heart": [
-        lambda y, margin: (y == 0).float(),
-        lambda y, margin: (y > 0).float(),
-        lambda y, margin: torch.zeros(y.shape),
-        lambda y, margin: wrapped(y, 0),
-        wrapped,
+        (lambda y, margin: (y == 0).float(), "grows by one pixel"),
+        (lambda y, margin: (y > 0).float(), "0 marks what is replaced"),
+        (lambda y, margin: torch.zeros(y.shape), "0 marks what is replaced"),
+        (lambda y, margin: wrapped(y, 0), "grows by one pixel"),
+        (wrapped, "not wrapped around"),
+        (dilated, "follow its outline"),
     ],
 }
 
 
 @each(WRONG)
-def test_typical_wrong_answers_are_recognised(name, k):
-    with pytest.raises(AssertionError):
-        checks("bcp")[name](WRONG[name][k], strict=True)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("bcp")[name](answer, strict=True)
+
+
+# --- the paper's setting -------------------------------------------------------------------------
+
+# What `--budget full` must be, and where it is said (files of the authors' repository; ACDC).
+PAPER = {
+    "patients": (3, "ACDC_BCP_train.py, --labelnum 3"),
+    "unlabeled": (67, "ACDC: 70 patients for training"),
+    "burn_in": (10_000, "ACDC_BCP_train.py, --pre_iterations"),
+    "steps": (30_000, "ACDC_BCP_train.py, --max_iterations"),
+    "batch": (12, "ACDC_BCP_train.py, --labeled_bs of a --batch_size of 24"),
+    "beta": (0.6667, "ACDC_BCP_train.py, generate_mask: two thirds of a side"),
+    "alpha": (0.5, "ACDC_BCP_train.py, --u_weight"),
+    "m": (0.99, "ACDC_BCP_train.py, update_model_ema(model, ema_model, 0.99)"),
+}
+
+
+def test_the_full_budget_has_the_papers_setting():
+    path = catalogue.get("bcp").path
+    full = params.resolved(params.read(path), params.presets(path)["full"], {})
+    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
