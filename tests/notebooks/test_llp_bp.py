@@ -2,11 +2,15 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_checks import checks, each
 
 import lefcourse as lc
+from lefcourse import catalogue
+from lefcourse.chapter import params
 
 llp = lc.methods("llp-bp")
 NO_PAIRS = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
@@ -279,3 +283,79 @@ def test_absent_openml_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
     with pytest.raises(lc.DataError, match=r"bank-marketing .* OpenML"):
         llp.from_openml("bank-marketing")
+
+
+# --- the paper's setting, and the exercises ------------------------------------------------------
+
+# What `--budget full` must be, and where it is said (files of the authors' repository).
+PAPER = {
+    "task": ("adult", "the paper's first table"),
+    "k": (5, "train.py, n_neighbors"),
+    "lam_b": (10.0, "train.py, lambda_b"),
+    "lam_s": (10.0, "train.py, lambda_s"),
+    "damping": (0.5, "train.py, combined_run_map_bp"),
+    "iterations": (100, "train.py, combined_run_map_bp"),
+    "rounds": (2, "train.py: two rounds of pseudo-labels"),
+    "lam_a": (0.1, "network.py, the weight of the bag loss"),
+}
+
+
+def test_the_full_budget_has_the_papers_setting():
+    path = catalogue.get("llp-bp").path
+    full = params.resolved(params.read(path), params.presets(path)["full"], {})
+    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+
+
+TOY = dict(
+    toy_bags=torch.arange(10).view(2, 5),
+    toy_Y=torch.tensor([2, 3]),
+    toy_graph=llp.knn_graph(torch.randn(10, 3, generator=rng(1)), 2),
+)
+
+
+def solved(count, back=False):
+    """Belief propagation with other counts; `back`: the result turned round."""
+
+    def marginals(n, bags, Y, edges, kernel, lam_b, lam_s):
+        args = llp.potentials(n, bags, count(Y, bags.shape[1], n), edges, kernel, lam_b, lam_s)
+        p, _ = llp.belief_propagation(*args)
+        return 1 - p if back else p
+
+    return marginals
+
+
+def needed(mates, solve):
+    return lambda S, lam_b: max(0.0, solve((S - mates) * np.tanh(lam_b / 2)))
+
+
+WRONG = {
+    "check_two": [
+        (lambda lam_b: (0.5, 0.5), "not independent"),
+        (lambda lam_b: (1 / (1 + np.exp(-lam_b)), 1 / (1 + np.exp(-lam_b))), "nothing tells"),
+        (lambda lam_b: (0.5, 1 / (1 + 2 * np.exp(-lam_b))), "normalise over all four"),
+    ],
+    "check_flip": [
+        (solved(lambda Y, S, n: Y), "these are the marginals of a positive"),
+        (solved(lambda Y, S, n: S - Y, back=True), "these are the marginals of a positive"),
+        (solved(lambda Y, S, n: n - Y), r"flipped count \|S\| - Y"),
+        (solved(lambda Y, S, n: Y.flip(0) * 0 + 1), r"flipped count \|S\| - Y"),
+    ],
+    "check_damping": [
+        (needed(1, lambda g: (g - 1) / (g + 1)), "to S - 1"),
+        (needed(2, lambda g: (g - 1) / g), "solve delta"),
+        (
+            lambda S, lam_b: (
+                ((S - 2) * np.tanh(lam_b / 2) - 1) / ((S - 2) * np.tanh(lam_b / 2) + 1)
+            ),
+            "between 0 and 1",
+        ),
+        (lambda S, lam_b: 0.9, "the deviation shrinks from"),
+    ],
+}
+
+
+@each(WRONG)
+def test_typical_wrong_answers_are_named(name, k):
+    answer, said = WRONG[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks("llp-bp", **TOY)[name](answer, strict=True)
