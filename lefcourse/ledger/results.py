@@ -137,7 +137,7 @@ def elsewhere(chapter: str, variant: str, metric: str, names: Sequence[str]) -> 
         found = arms[name][metric]
         reach = f"{found['low']:.3f} to {found['high']:.3f}" if found["low"] is not None else ""
         rows.append(f"| {name} | {found['mean']:.3f} | {reach} |")
-    told = f"{len(runs)} seeds, at most {cpu / 60:.0f} CPU minutes a run: `{recorded['command']}`."
+    told = f"{len(runs)} seeds, at most {cpu:.0f} s of CPU time a run: `{recorded['command']}`."
     return "\n".join(rows) + f"\n\n{told}"
 
 
