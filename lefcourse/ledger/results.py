@@ -69,11 +69,10 @@ def sentence(chapter: str, recorded: dict | None) -> str:
     """Say what the recorded seeds closed of the gap, or that nothing is recorded yet."""
     if not recorded:
         return f"Nothing is recorded for this chapter yet; `lefcourse reproduce {chapter}` measures it over five seeds."
-    gap = recorded["summary"]["gap_closed"]
-    return (
-        f"Recorded over {gap['n']} seeds ({recorded['runs'][0]['device']}, {recorded['runs'][0]['budget']} budget): "
-        f"gap closed {span(gap, 2)}, mean with 95 % interval."
-    )
+    gap, n = recorded["summary"]["gap_closed"], len(recorded["runs"])
+    where = f"{recorded['runs'][0]['device']}, {recorded['runs'][0]['budget']} budget"
+    some = f" over the {gap['n']} that leave a gap" if 0 < gap["n"] < n else ""
+    return f"Recorded over {n} seeds ({where}): gap closed {span(gap, 2)}, mean with 95 % interval{some}."
 
 
 def gap_sentence(run, recorded: dict | None) -> str:
@@ -82,7 +81,7 @@ def gap_sentence(run, recorded: dict | None) -> str:
     here = (
         f"**Gap closed in this run: {gap:.2f}.**"
         if gap is not None
-        else "In this run there is no gap to close: the oracle does not beat the baseline, or the baseline no floor."
+        else "In this run there is no gap to measure: the baseline is not above the floor, or nearly as good as the oracle."
     )
     return f"{here} {sentence(run.chapter.slug, recorded)}"
 
@@ -96,7 +95,7 @@ def recorded_arms(chapter: str, metric: str, names: Sequence[str]) -> str:
     # An older record may lack some.
     known = [name for name in names if metric in arms.get(name, {})]
     said = "; ".join(f"{name} {span(arms[name][metric])}" for name in known)
-    n = recorded["summary"]["gap_closed"]["n"]
+    n = len(recorded["runs"])
     return f"Recorded over {n} seeds, {metric.replace('_', ' ')}: {said}."
 
 

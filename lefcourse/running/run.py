@@ -173,7 +173,8 @@ class Run:
 
         0: no better than the labels given; 1: as good as all clean labels. None where the oracle does
         not beat the baseline, because then there is no gap to close, where the baseline does not beat the arm of
-        the role "floor" (if there is one), and where one of the three diverged.
+        the role "floor" (if there is one) or leaves less than a tenth of the way from there to the oracle, and
+        where one of the three diverged.
         """
         baseline, method, oracle = (
             self.record["arms"][self.of_role(role)][metric]
@@ -186,6 +187,8 @@ class Run:
         floors = [arm[metric] for arm in self.record["arms"].values() if arm["role"] == "floor"]
         if any(sign * (baseline - floor) <= 0 for floor in floors):
             closed = None  # from below what costs nothing, there is no way to measure
+        if any(gap < 0.1 * sign * (oracle - floor) for floor in floors):
+            closed = None  # saturated: a share of next to nothing says nothing
         self.record["gap_closed"] = plain(closed)
         self.record["gap_metric"] = metric
         self.save()

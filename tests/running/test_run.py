@@ -82,6 +82,21 @@ def test_gap_closed(make, method, closed):
     assert r.gap_closed("accuracy") == pytest.approx(closed)
 
 
+@pytest.mark.parametrize(
+    ("floor", "baseline", "closed"),
+    [(0.1, 0.5, 0.5), (0.5, 0.5, None), (0.6, 0.5, None), (0.1, 0.81, 0.5), (0.1, 0.85, None)],
+)
+def test_a_gap_needs_a_baseline_above_the_floor_and_clearly_below_the_oracle(
+    make, floor, baseline, closed
+):
+    r, _ = make()
+    r.arm("constant", "floor", accuracy=floor)
+    r.arm("plain", "baseline", accuracy=baseline)
+    r.arm("new", "method", accuracy=(baseline + 0.92) / 2)
+    r.arm("all labels", "oracle", accuracy=0.92)
+    assert r.gap_closed("accuracy") == (closed and pytest.approx(closed))
+
+
 def test_gap_closed_of_an_error_rate_and_where_there_is_no_gap(make):
     r, _ = make()
     for name, role, value in [("b", "baseline", 0.5), ("m", "method", 0.2), ("o", "oracle", 0.1)]:
