@@ -136,7 +136,7 @@ def web():
     return miniclip.pairs(64, generator=rng())
 
 
-def trained(web, steps=3, **change):
+def trained(web, steps=2, **change):
     torch.manual_seed(1)
     model = miniclip.MiniCLIP()
     settings = dict(steps=steps, batch=16, lr=1e-3, warmup=1, generator=rng(2)) | change
@@ -145,7 +145,7 @@ def trained(web, steps=3, **change):
 
 def test_training_is_drawn_from_its_generator(web):
     (a, losses), (b, again) = trained(web), trained(web)
-    assert losses == again and len(losses) == 3
+    assert losses == again and len(losses) == 2
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert trained(web, generator=rng(3))[1] != losses
     assert losses[0] == pytest.approx(math.log(16), abs=0.8)
@@ -303,14 +303,14 @@ def test_the_stored_model_lies_in_its_band(name):
 
 
 def test_the_stored_model_is_as_good_as_it_says(mini):
-    """Measured anew on pictures of another seed; two standard errors and a little on 250, fewer labels for the probe."""
-    said, card = miniclip.facts()["measured"], clip.report_card(mini, n=250, seed=77)
+    """Measured anew on pictures of another seed; two standard errors and a little on 160, fewer labels for the probe."""
+    said, card = miniclip.facts()["measured"], clip.report_card(mini, n=160, seed=77)
     for name, value in card.items():
-        # A recall is that of some 15 pictures; the probe has an eighth of the labels.
-        slack = 0.25 if "recall" in name else 0.12 if "probe" in name else 0.08
+        # A recall is that of some ten pictures; the probe has a twelfth of the labels.
+        slack = 0.25 if "recall" in name else 0.15 if "probe" in name else 0.09
         assert value == pytest.approx(said[name], abs=slack), name
     assert said["real probe"] - said["real shape"] >= ROOM
-    assert card["real probe"] - card["real shape"] >= ROOM - 0.05, "with an eighth of the labels"
+    assert card["real probe"] - card["real shape"] >= ROOM - 0.05, "with a twelfth of the labels"
 
 
 def test_look_alikes_are_called_by_the_commoner_name_in_real_pictures_alone():
@@ -463,7 +463,7 @@ WRONG = {
 @pytest.fixture(scope="module")
 def stars(mini):
     """What the third check uses of the notebook: features and labels of flat and of sketched pictures."""
-    drawn = {s: miniclip.pictures(160, s, generator=rng(8)) for s in ("flat", "sketch")}
+    drawn = {s: miniclip.pictures(120, s, generator=rng(8)) for s in ("flat", "sketch")}
     return dict(
         mini=mini,
         SHAPES=miniclip.SHAPES,
