@@ -17,6 +17,7 @@ from lefcourse.settings import DEVICES
 # any name that is published somewhere, or a path.
 ENTRY = r"[\w.+-]+(?::PATH|:NAME)?"
 CHOICES = re.compile(rf"({ENTRY}(?: \| {ENTRY})+)(?::?$|: )")
+LARGEST = 10_000_000  # of whatever a chapter counts: steps, images, neurons
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
@@ -224,3 +225,8 @@ def _check_range(parameter: Parameter, value: object) -> None:
             raise UsageError(f"parameter {parameter.name!r} is {number}, which is no finite number")
         if allowed and number not in allowed:
             raise UsageError(f"parameter {parameter.name!r} is {number}; allowed: {allowed.text}")
+        if isinstance(number, int) and number > LARGEST and allowed != ranges.SEEDS:
+            raise UsageError(
+                f"parameter {parameter.name!r} is {number}; allowed: {allowed.text if allowed else 'any number'}, "
+                f"and no more than {LARGEST}: such a run would not end"
+            )

@@ -44,13 +44,18 @@ NUMBERS = [p for p in ALL if params.is_numeric(p.values[0].default) and not p.va
 @pytest.mark.parametrize("spec", NUMBERS)
 def test_every_number_declares_what_it_may_be(spec):
     assert spec.range, f"{spec.name}: the comment begins with no range: {spec.comment!r}"
-    assert spec.default in spec.range
+    several = isinstance(spec.default, list | tuple)
+    defaults = list(spec.default) if several else [spec.default]
+    assert all(value in spec.range for value in defaults)
     for value in (-1e30, -1, 0, 1, 2, 1e30):
-        value = int(value) if isinstance(spec.default, int) else value
-        if value in spec.range:
-            params.check({spec.name: spec}, {spec.name: value})
+        value = int(value) if isinstance(defaults[0], int) else value
+        given = type(spec.default)([value]) if several else value
+        if value in spec.range and isinstance(value, int) and value > params.LARGEST:
+            assert f"no more than {params.LARGEST}" in refused(spec, given)
+        elif value in spec.range:
+            params.check({spec.name: spec}, {spec.name: given})
         else:
-            assert f"allowed: {spec.range.text}" in refused(spec, value)
+            assert f"allowed: {spec.range.text}" in refused(spec, given)
     # Nothing that is counted, shared out or weighed is as small as this.
     assert -1e30 not in spec.range
 
