@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
 from accelerator.execute import execute
 
 from lefcourse import catalogue
-from lefcourse.chapter import params, structure
+from lefcourse.chapter import notebook, params, structure
 from lefcourse.chapter.methods import methods as load
 from lefcourse.ledger import tuning
 from lefcourse.paths import NOTEBOOKS
