@@ -35,6 +35,13 @@ def test_structure(chapter):
     assert structure.problems(chapter.path) == []
 
 
+@pytest.mark.parametrize("chapter", slugs(EVERY))
+def test_links_to_other_chapters_lead_somewhere(chapter):
+    text = "\n".join(c.source for c in notebook.read(chapter.path).cells if c.kind == "markdown")
+    for link in re.findall(r"\]\(([\w./-]+\.ipynb)", text):
+        assert (chapter.path.parent / link).resolve().is_file(), f"{link} leads nowhere"
+
+
 @pytest.mark.parametrize("chapter", slugs(WRITTEN))
 def test_methods_are_importable(chapter):
     assert vars(load(chapter.slug))
