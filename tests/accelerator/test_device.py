@@ -1,7 +1,9 @@
 """The simulated device: the CPU's results to the last digit, and CUDA's refusals."""
 
 import copy
+import json
 import pickle
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from lefcourse import catalogue
 
 from .device import installed
 from .execute import CellError, execute
@@ -359,34 +363,26 @@ def test_what_cuda_allows(accelerator):
 
 
 def test_a_failure_names_the_cell_and_the_operation(tmp_path):
-    from lefcourse.catalogue import get
-
-    path = tmp_path / "elr.ipynb"
-    planted = '"import torch\\ntorch.ones(3)[torch.arange(2, device=run.device)]"'
-    path.write_text(_with_cell_after_setup(get("elr").path.read_text(), planted))
+    path = _planted(tmp_path, "import torch\ntorch.ones(3)[torch.arange(2, device=run.device)]")
     with pytest.raises(CellError, match=r"(?s)^elr, cell \d+ \(import torch\).*aten.index.Tensor"):
         execute(path, tmp_path)
 
 
 def test_a_figure_that_nobody_shows_is_an_error(tmp_path):
-    from lefcourse.catalogue import get
-
-    path = tmp_path / "elr.ipynb"
-    planted = '"fig, axis = plt.subplots()"'
-    path.write_text(_with_cell_after_setup(get("elr").path.read_text(), planted))
+    path = _planted(tmp_path, "fig, axis = plt.subplots()")
     with pytest.raises(CellError, match=r"(?s)^elr, cell \d+ .*leaves a figure open"):
         execute(path, tmp_path)
 
 
-def _with_cell_after_setup(text: str, source: str) -> str:
-    import json
-
-    book = json.loads(text)
+def _planted(folder: Path, source: str) -> Path:
+    """Return a copy of the chapter on ELR in `folder`, with a cell of this source after the setup."""
+    book = json.loads(catalogue.get("elr").path.read_text())
     cells = book["cells"]
     at = next(k for k, c in enumerate(cells) if "setup" in c["metadata"].get("tags", []))
-    cell = {"cell_type": "code", "metadata": {}, "source": json.loads(source)}
-    book["cells"] = [*cells[: at + 1], {**cell, "outputs": []}, *cells[at + 1 :]]
-    return json.dumps(book)
+    cells.insert(at + 1, {"cell_type": "code", "metadata": {}, "source": source, "outputs": []})
+    path = folder / "elr.ipynb"
+    path.write_text(json.dumps(book))
+    return path
 
 
 # --- in and out ----------------------------------------------------------------------------------

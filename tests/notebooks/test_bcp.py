@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks, each
+from exercise_checks import assert_named, assert_papers, each, full_budget
 from scipy import ndimage
 from torch import nn
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.chapter import params
 from lefcourse.science import segmentation
 
 bcp = lc.methods("bcp")
@@ -468,9 +466,7 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, said = WRONG[name][k]
-    with pytest.raises(AssertionError, match=said):
-        checks("bcp")[name](answer, strict=True)
+    assert_named("bcp", WRONG, name, k)
 
 
 # --- the paper's setting -------------------------------------------------------------------------
@@ -489,6 +485,5 @@ PAPER = {
 
 
 def test_the_full_budget_has_the_papers_setting():
-    path = catalogue.get("bcp").path
-    full = params.resolved(params.read(path), params.presets(path)["full"], {})
-    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+    full = full_budget("bcp")
+    assert_papers(full, PAPER)

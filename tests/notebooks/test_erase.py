@@ -7,11 +7,10 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks, each
+from exercise_checks import assert_named, checks, each, full_budget
 
 import lefcourse as lc
 from lefcourse import catalogue
-from lefcourse.chapter import params
 from lefcourse.errors import DataError
 from lefcourse.running import runner
 from lefcourse.science.worlds import graphs
@@ -359,8 +358,7 @@ PAPER = {  # each value with its source; files are those of eraseai/erase
 
 
 def test_the_full_budget_is_the_papers_setting():
-    path = catalogue.get("erase").path
-    ours = params.resolved(params.read(path), params.presets(path)["full"], {})
+    ours = full_budget("erase")
     assert {name: ours[name] for name in PAPER} == PAPER
 
 
@@ -409,9 +407,7 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, said = WRONG[name][k]
-    with pytest.raises(AssertionError, match=said):
-        checks("erase")[name](answer, strict=True)
+    assert_named("erase", WRONG, name, k)
 
 
 def test_a_right_answer_passes_whatever_its_form():

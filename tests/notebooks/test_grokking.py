@@ -5,11 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks, each
+from exercise_checks import assert_named, assert_papers, each, full_budget
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.chapter import params
 
 grok = lc.methods("grokking")
 
@@ -381,9 +379,7 @@ PAPER = {
 
 
 def test_the_full_budget_is_the_papers_setting():
-    path = catalogue.get("grokking").path
-    full = params.resolved(params.read(path), params.presets(path)["full"], {})
-    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+    assert_papers(full_budget("grokking"), PAPER)
 
 
 def score(said, label, wrong):
@@ -464,6 +460,4 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, said = WRONG[name][k]
-    with pytest.raises(AssertionError, match=said):
-        checks("grokking")[name](answer, strict=True)
+    assert_named("grokking", WRONG, name, k)

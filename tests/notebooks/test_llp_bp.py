@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks, each
+from exercise_checks import assert_named, assert_papers, each, full_budget
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.chapter import params
 
 llp = lc.methods("llp-bp")
 NO_PAIRS = torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
@@ -301,9 +299,7 @@ PAPER = {
 
 
 def test_the_full_budget_has_the_papers_setting():
-    path = catalogue.get("llp-bp").path
-    full = params.resolved(params.read(path), params.presets(path)["full"], {})
-    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+    assert_papers(full_budget("llp-bp"), PAPER)
 
 
 TOY = dict(
@@ -356,6 +352,4 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, said = WRONG[name][k]
-    with pytest.raises(AssertionError, match=said):
-        checks("llp-bp", **TOY)[name](answer, strict=True)
+    assert_named("llp-bp", WRONG, name, k, **TOY)

@@ -6,11 +6,10 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks, each
+from exercise_checks import assert_named, assert_papers, each, full_budget
 
 import lefcourse as lc
 from lefcourse import catalogue
-from lefcourse.chapter import params
 from lefcourse.errors import DataError
 from lefcourse.running import runner
 from lefcourse.science import detection
@@ -447,9 +446,8 @@ PAPER = {
 
 
 def test_the_full_budget_has_the_papers_setting():
-    path = catalogue.get("soft-teacher").path
-    full = params.resolved(params.read(path), params.presets(path)["full"], {})
-    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+    full = full_budget("soft-teacher")
+    assert_papers(full, PAPER)
     assert full["batch_u"] == 4 * full["batch_l"]  # one labeled to four unlabeled images
 
 
@@ -528,9 +526,7 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, said = WRONG[name][k]
-    with pytest.raises(AssertionError, match=said):
-        checks("soft-teacher")[name](answer, strict=True)
+    assert_named("soft-teacher", WRONG, name, k)
 
 
 @pytest.mark.realdata

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_checks import checks, each
+from exercise_checks import assert_named, checks, each, full_budget
 from PIL import Image, ImageEnhance, ImageOps
 
 import lefcourse as lc
 from lefcourse import catalogue
-from lefcourse.chapter import params
 from lefcourse.running import runner
 from lefcourse.science import data
 
@@ -275,8 +274,7 @@ PAPER = {  # each value with its source; files are those of google-research/uda,
 
 
 def test_the_full_budget_is_the_papers_setting():
-    path = catalogue.get("uda").path
-    ours = params.resolved(params.read(path), params.presets(path)["full"], {})
+    ours = full_budget("uda")
     assert {name: ours[name] for name in PAPER} == PAPER
 
 
@@ -337,9 +335,7 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, says = WRONG[name][k]
-    with pytest.raises(AssertionError, match=says):
-        checks("uda")[name](answer, strict=True)
+    assert_named("uda", WRONG, name, k)
 
 
 @pytest.mark.parametrize("name", RIGHT)

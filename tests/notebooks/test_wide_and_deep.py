@@ -9,11 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from exercise_checks import checks, each
+from exercise_checks import assert_named, assert_papers, each, full_budget
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.chapter import params
 
 wd = lc.methods("wide-and-deep")
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
@@ -357,9 +355,8 @@ PAPER = {
 
 
 def test_the_full_budget_is_the_papers_setting():
-    path = catalogue.get("wide-and-deep").path
-    full = params.resolved(params.read(path), params.presets(path)["full"], {})
-    assert {name: full[name] for name in PAPER} == {k: value for k, (value, _) in PAPER.items()}
+    full = full_budget("wide-and-deep")
+    assert_papers(full, PAPER)
     assert full["sizes"][-1] == 10_000, "main.py, n_train"
     assert wd.PRIOR == 0.4, "main.py, prior1"
     assert wd.LAWS[2] == ([0.5, 0.5, 2.5], [2.5, 0.1, 0.5]), "main.py, alpha1 and alpha2"
@@ -412,6 +409,4 @@ WRONG = {
 
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
-    answer, said = WRONG[name][k]
-    with pytest.raises(AssertionError, match=said):
-        checks("wide-and-deep")[name](answer, strict=True)
+    assert_named("wide-and-deep", WRONG, name, k)

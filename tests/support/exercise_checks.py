@@ -1,4 +1,4 @@
-"""The checks of a chapter's exercises, out of its notebook, so that tests can feed them wrong answers."""
+"""What the tests of a chapter ask of its notebook: the checks of its exercises, and its `full` budget."""
 
 import ast
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import lefcourse as lc
 from lefcourse import catalogue
-from lefcourse.chapter import notebook
+from lefcourse.chapter import notebook, params
 
 
 def checks(slug, **names):
@@ -29,3 +29,21 @@ def each(wrong):
     return pytest.mark.parametrize(
         ("name", "k"), [(name, k) for name, answers in wrong.items() for k in range(len(answers))]
     )
+
+
+def assert_named(slug, wrong, name, k, **names):
+    """Assert that the check `name` rejects the k-th of its answers in `wrong`, in the words that stand beside it there."""
+    answer, said = wrong[name][k]
+    with pytest.raises(AssertionError, match=said):
+        checks(slug, **names)[name](answer, strict=True)
+
+
+def full_budget(slug):
+    """Return what every parameter of a chapter is at the budget `full`."""
+    path = catalogue.get(slug).path
+    return params.resolved(params.read(path), params.presets(path)["full"], {})
+
+
+def assert_papers(full, paper):
+    """Assert that the values `full` are those of `paper`: name -> (value, where it is said)."""
+    assert {name: full[name] for name in paper} == {k: value for k, (value, _) in paper.items()}
