@@ -31,6 +31,11 @@ class Parameter:
     choices: tuple[str, ...] = ()
     range: ranges.Range | None = None
 
+    @property
+    def pair(self) -> bool:
+        """Does its comment say, after the range, that it holds `two numbers`?"""
+        return ": two numbers" in self.comment
+
     def admits(self, text: str) -> str:
         """Say whether a choice admits `text` as what stands behind `name:`: "PATH", "NAME" or ""."""
         prefix, _, rest = text.partition(":")
@@ -220,6 +225,8 @@ def _check_range(parameter: Parameter, value: object) -> None:
     allowed = parameter.range
     if not numbers and parameter.default:
         raise UsageError(f"parameter {parameter.name!r} has no value in it: {value!r}")
+    if parameter.pair and len(numbers) != 2:
+        raise UsageError(f"parameter {parameter.name!r} takes two numbers, not {value!r}")
     for number in numbers:
         if isinstance(number, float) and not math.isfinite(number):
             raise UsageError(f"parameter {parameter.name!r} is {number}, which is no finite number")

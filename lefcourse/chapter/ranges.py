@@ -7,7 +7,8 @@ A comment that declares a range begins with it, and goes on after a colon with w
     between 0 and 1     both ends excluded
     at least 0, below 1      an odd prime      even, at least 2      any number
 
-A parameter that holds several numbers (a list) declares the range of each.
+A parameter that holds several numbers (a list) declares the range of each; where it must hold two, the meaning begins
+with that: `travel = [4.0, 8.0]  # 1 to 10: two numbers, the shortest and the longest path`.
 """
 
 import math

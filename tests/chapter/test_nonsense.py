@@ -20,7 +20,12 @@ def nonsense(spec):
         return ["", "2", "maybe"]
     if isinstance(spec.default, str):
         return ["", "nonsense", "-1", "nonsense:", "nonsense:x"]
-    values = ["", "x", "nan", "inf", "-inf", "1e999", "true", "[1]", "1,2", "--", "0x", "1 2"]
+    values = ["", "x", "nan", "inf", "-inf", "1e999", "true", "1,2", "--", "0x", "1 2"]
+    if isinstance(spec.default, list | tuple):
+        return [*values, "[]", "1", "[[1]]", "['x']", "[true]"] + (
+            ["[1]", "[1, 1, 1]"] if spec.pair else []
+        )
+    values.append("[1]")
     return values + (["1.5", "2.0"] if isinstance(spec.default, int) else [])
 
 
@@ -49,7 +54,7 @@ def test_every_number_declares_what_it_may_be(spec):
     assert all(value in spec.range for value in defaults)
     for value in (-1e30, -1, 0, 1, 2, 1e30):
         value = int(value) if isinstance(defaults[0], int) else value
-        given = type(spec.default)([value]) if several else value
+        given = type(spec.default)([value] * (2 if spec.pair else 1)) if several else value
         if value in spec.range and isinstance(value, int) and value > params.LARGEST:
             assert f"no more than {params.LARGEST}" in refused(spec, given)
         elif value in spec.range:
