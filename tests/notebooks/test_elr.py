@@ -1,18 +1,16 @@
 """The mechanism of ELR, against closed forms and slow definitions. Brief sources: paper, section 4; authors' loss.py."""
 
 import math
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, each
+from realdata import assert_runs
 
 import lefcourse as lc
 from lefcourse import catalogue
 from lefcourse.chapter import params
-from lefcourse.running import runner
-from lefcourse.science import data
 
 elr = lc.methods("elr")
 N, C = 40, 5
@@ -246,12 +244,4 @@ def test_typical_wrong_answers_are_named(name, k):
     [("mnist", {}), ("cifar10", {"net": "convnet", "augmented": True, "noise": "asymmetric"})],
 )
 def test_runs_as_it_is_on_real_data(name, parameters, tmp_path):
-    if "LEFCOURSE_DATA" not in os.environ:
-        pytest.skip("LEFCOURSE_DATA is not set: no folder of real data sets")
-    present, hint = data.available()[name]
-    if not present:
-        pytest.skip(f"{name} is absent: {hint}")
-    chosen = {"dataset": name} | parameters
-    record = runner.execute(catalogue.get("elr"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
-    assert record["parameters"]["dataset"] == name
+    assert_runs("elr", name, tmp_path, **parameters)

@@ -3,18 +3,15 @@
 import copy
 import inspect
 import math
-import os
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, assert_papers, checks, each, full_budget
+from realdata import assert_runs
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.running import runner
-from lefcourse.science import data
 
 sim = lc.methods("simclrv2")
 N, K = 6, 5
@@ -401,12 +398,4 @@ def test_right_answers_pass(name):
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_runs_as_it_is_on_real_data(name, tmp_path):
-    if "LEFCOURSE_DATA" not in os.environ:
-        pytest.skip("LEFCOURSE_DATA is not set: no folder of real data sets")
-    present, hint = data.available()[name]
-    if not present:
-        pytest.skip(f"{name} is absent: {hint}")
-    chosen = {"dataset": name, "cutout": 8}
-    record = runner.execute(catalogue.get("simclrv2"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
-    assert record["parameters"]["dataset"] == name
+    assert_runs("simclrv2", name, tmp_path, cutout=8)

@@ -1,7 +1,6 @@
 """UDA's losses against slow definitions and limits, its distortions, and its loop."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -9,11 +8,9 @@ import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, checks, each, full_budget
 from PIL import Image, ImageEnhance, ImageOps
+from realdata import assert_runs
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.running import runner
-from lefcourse.science import data
 
 uda = lc.methods("uda")
 N, K = 12, 5
@@ -432,12 +429,4 @@ def test_the_returned_weights_are_an_average():
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_runs_as_it_is_on_real_data(name, tmp_path):
-    if "LEFCOURSE_DATA" not in os.environ:
-        pytest.skip("LEFCOURSE_DATA is not set: no folder of real data sets")
-    present, hint = data.available()[name]
-    if not present:
-        pytest.skip(f"{name} is absent: {hint}")
-    chosen = {"dataset": name, "cutout": 8}
-    record = runner.execute(catalogue.get("uda"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
-    assert record["parameters"]["dataset"] == name
+    assert_runs("uda", name, tmp_path, cutout=8)
