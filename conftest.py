@@ -9,7 +9,7 @@ import pytest
 from lefcourse import catalogue
 
 pytest_plugins = ["tinysweep", "costs"]  # fixtures of several rooms; what a chapter costs
-pytest.register_assert_rewrite("exercise_checks")  # so that its failures show the values
+pytest.register_assert_rewrite("exercise_checks", "realdata")  # so that failures show the values
 
 os.environ.setdefault("LEFCOURSE_BUDGET", "smoke")
 # Two workers on two cores: one thread each, or they would fight over the cores.
