@@ -1,5 +1,8 @@
 """Figures: caption and alternative text are not optional; statistics are right."""
 
+from pathlib import Path
+
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -133,6 +136,11 @@ def test_characters_that_no_font_has_are_told_once(monkeypatch, capsys, recwarn)
 def test_a_font_of_the_system_that_has_them_is_used(monkeypatch, capsys):
     monkeypatch.setenv("LEFCOURSE_BUDGET", "smoke")
     monkeypatch.setattr(plot, "_unseen", set())
+    # matplotlib's own fonts, whatever the list says that it has kept of this machine
+    manager = plot.font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", [])
+    for name in ("STIXSizOneSymReg", "DejaVuSans"):
+        manager.addfont(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
     monkeypatch.setitem(plt.rcParams, "font.family", ["STIXSizeOneSym"])  # a font of few signs
     fig = plt.figure()
     text = fig.text(0.1, 0.5, "abc")
