@@ -40,7 +40,7 @@ class Chapter:
 
 @dataclass
 class Part:
-    """A part of the course: the question it answers, what its chapters share, which to read first."""
+    """A part of the course: the question it answers, what its chapters share, which to read first, which to take."""
 
     folder: str
     title: str
@@ -48,6 +48,8 @@ class Part:
     shared: str
     first: str
     chapters: list[Chapter]
+    compare: str = ""  # the name of the recorded comparison of its methods
+    take: str = ""  # what to take when, in words
 
 
 @cache

@@ -10,7 +10,7 @@ import yaml
 
 from lefcourse import catalogue
 from lefcourse.catalogue import Chapter, Part
-from lefcourse.ledger import results
+from lefcourse.ledger import compare, results
 from lefcourse.paths import REPOSITORY, ROOT
 from lefcourse.science.worlds import WORLDS
 
@@ -103,8 +103,70 @@ def part_page(part: Part, made: Sequence[Copy]) -> str:
         f"**Read first:** {_link(first)}. {_elsewhere(first, written)}",
         "## Chapters",
         table(["Chapter", "Paper and idea", "Labels"], rows),
+        *comparison(part),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+# --- which one should I take? ----------------------------------------------------------------------
+
+
+def comparison(part: Part) -> list[str]:
+    """Draw the recorded comparison of a part's methods, or say on which part's page it stands."""
+    question = "## Which one should I take?"
+    if record := compare.kept(part.compare) if part.compare else None:
+        shown = compared(record)
+        return [question, part.take, *_compared(record, shown)]
+    slugs = {chapter.slug for chapter in part.chapters}
+    for other in catalogue.parts():
+        record = compare.kept(other.compare) if other.compare else None
+        if record and slugs & record["source_sha256"].keys():
+            link = f"[{other.title}](../{other.folder}/index.md)"
+            return [question, f"Methods of this part stand in the comparison at the end of {link}."]
+    return []
+
+
+def compared(record: Mapping) -> list[str]:
+    """The arms that a comparison shows: methods, those that were asked for by name, and the first oracle."""
+    roles = {row["arm"]: row["role"] for row in record["rows"]}
+    oracles = [arm for arm, role in roles.items() if role == "oracle"]
+    chosen = [arm for arm, role in roles.items() if role not in ("oracle", "baseline")]
+    return [*chosen, *oracles[:1]]
+
+
+def arm_name(arm: str, shown: Sequence[str]) -> str:
+    """An arm's name without its chapter, unless two chapters have one of that name."""
+    short = arm.partition(": ")[2]
+    return short if sum(other.endswith(f": {short}") for other in shown) == 1 else arm
+
+
+def _compared(record: Mapping, shown: Sequence[str]) -> list[str]:
+    by, values = record["by"], compare.values(record)
+    names = {arm: arm_name(arm, shown) for arm in shown}
+    series = {names[arm]: [compare.mean(record, arm, v) for v in values] for arm in shown}
+    words = by.replace("per_class", "labels of each class").replace("_", " ")
+    metric = record["metric"].replace("_", " ")
+    seeds = sorted({row["seed"] for row in record["rows"]})
+    first = shown[0]
+    head = [words, *map(str, values)]
+    rows, apart = [], []
+    for arm in shown:
+        found = [results.span(compare.mean(record, arm, v)) for v in values]
+        cost = compare.mean(record, arm, values[-1], "seconds")["mean"]
+        seconds = "" if cost is None else f"{cost:.1f}"
+        rows.append(f"| {names[arm]} | {' | '.join(found)} | {seconds} |")
+        if arm != first:
+            away = [results.span(compare.difference(record, arm, first, v)) for v in values]
+            apart.append(f"| {names[arm]} | {' | '.join(away)} |")
+    return [
+        raw(plots.curves(values, series, words, f"{metric} on test data")),
+        f"{metric.capitalize()}, mean and 95 % interval over seeds {seeds[0]} to {seeds[-1]}; in the last column the seconds that one training costs.",
+        table([*head, "seconds"], rows),
+        f"The same seeds in pairs: the difference to {names[first]}, with its 95 % interval. Where the interval holds zero, nothing is decided.",
+        table(head, apart),
+        f"Recorded on {record['made']} by",
+        f"```bash\n{record['command']}\n```",
+    ]
 
 
 def _link(chapter: Chapter) -> str:

@@ -1,12 +1,16 @@
 """The pictures of the results page: gap closed with intervals, and claims by verdict, as SVG that follows the theme."""
 
 import html
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lefcourse.ledger import results
 from lefcourse.ledger.statistics import VERDICTS
 
+# Okabe and Ito, as in the chapters; a second round is dashed.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#888888")
+DASHES = ("none", "6 4", "2 3")
 ROW, TOP, NAMES, PLOT, RIGHT = 26, 34, 170, 470, 90  # pixels
 
 
@@ -42,6 +46,62 @@ def gaps(rows: Sequence[tuple[str, Mapping]]) -> str:
         "labels. Dots are means over the recorded seeds, bars 95 % intervals."
     )
     return _figure("".join(marks), height, f"Gap closed, mean and 95 % interval: {said}.", caption)
+
+
+def curves(
+    xs: Sequence[float], series: Mapping[str, Sequence[Mapping]], xlabel: str, ylabel: str
+) -> str:
+    """Draw one line for each name in `series`: a mean with its 95 % interval at each of `xs` (on a logarithmic axis)."""
+    left, top, width, height = 60, 12, 430, 300
+    found = [v for line in series.values() for m in line for v in (m["mean"], m["low"], m["high"])]
+    low, high = min(v for v in found if v is not None), max(v for v in found if v is not None)
+    low, high = max(0.0, low - 0.03), high + 0.03 if high > 1 else min(1.0, high + 0.03)
+    at = [math.log(x) - math.log(xs[0]) for x in xs]
+
+    def x(k: int) -> float:
+        return left + 16 + (width - 32) * at[k] / at[-1]
+
+    def y(value: float) -> float:
+        return top + height * (1 - (min(max(value, low), high) - low) / (high - low))
+
+    marks = [
+        f'<line class="lef-mark" x1="{x(k):.1f}" y1="{top}" x2="{x(k):.1f}" y2="{top + height}"/>'
+        f'<text x="{x(k):.1f}" y="{top + height + 18}" text-anchor="middle">{value:g}</text>'
+        for k, value in enumerate(xs)
+    ]
+    ticks = [t / 10 for t in range(11) if low <= t / 10 <= high]
+    marks += [
+        f'<text x="{left - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.1f}</text>' for t in ticks
+    ]
+    marks.append(
+        f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">{html.escape(xlabel)}</text>'
+    )
+    marks.append(
+        f'<text transform="translate(16 {top + height / 2}) rotate(-90)" text-anchor="middle">{html.escape(ylabel)}</text>'
+    )
+    for n, (name, line) in enumerate(series.items()):
+        style = (
+            f'stroke="{COLOURS[n % len(COLOURS)]}" stroke-dasharray="{DASHES[n // len(COLOURS)]}"'
+        )
+        points = " ".join(f"{x(k):.1f},{y(m['mean']):.1f}" for k, m in enumerate(line))
+        marks.append(f'<polyline fill="none" stroke-width="2" {style} points="{points}"/>')
+        for k, m in enumerate(line):
+            if m["low"] is not None:
+                shift = x(k) + 3 * (n - len(series) / 2)  # bars side by side
+                marks.append(
+                    f'<line stroke-width="2" {style} x1="{shift:.1f}" x2="{shift:.1f}" y1="{y(m["low"]):.1f}" y2="{y(m["high"]):.1f}"/>'
+                )
+        key = top + 10 + 20 * n
+        marks.append(
+            f'<line stroke-width="3" {style} x1="{left + width + 20}" x2="{left + width + 44}" y1="{key}" y2="{key}"/>'
+        )
+        marks.append(f'<text x="{left + width + 50}" y="{key + 4}">{html.escape(name)}</text>')
+    said = "; ".join(
+        f"{name} " + ", ".join(f"{m['mean']:.3f} at {v:g}" for v, m in zip(xs, line, strict=True))
+        for name, line in series.items()
+    )
+    caption = f"{ylabel[0].upper() + ylabel[1:]} over {xlabel}: lines join the means over the recorded seeds, bars are 95 % intervals."
+    return _figure("".join(marks), top + height + 44, f"{ylabel} over {xlabel}: {said}.", caption)
 
 
 def verdicts(rows: Sequence[tuple[str, Sequence[str]]]) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lefcourse.catalogue import Chapter
 from lefcourse.chapter import params
-from lefcourse.errors import UsageError
+from lefcourse.errors import UsageError, choice
+from lefcourse.files import write_json
+from lefcourse.ledger import results
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # What makes the problem: parameters that mean the same in every chapter. The others are a method's own.
 PROBLEM = (
-    "dataset", "noise", "rate", "labels", "labels_per_class", "train", "val", "test",
+    "dataset", "noise", "rate", "labels", "labels_per_class", "per_class", "train", "val", "test",
     "net", "epochs", "steps",
 )  # fmt: skip
 ROLES = ("baseline", "method", "oracle")
+# A representation is judged by a classifier on it; a method for labels on every example, or on none, can be given few.
+TASKS = {"representation": "classification"}
+SUITS = {"all": {"all", "few"}, "none": {"none", "few"}}
 LINES = {"baseline": ":", "method": "-", "oracle": "--"}
 
 
@@ -28,12 +34,12 @@ def check(chapters: Sequence[Chapter], names: Iterable[str]) -> None:
         raise UsageError("give two or more different chapters to compare")
     first = chapters[0]
     for other in chapters[1:]:
-        if other.task != first.task:
+        if _task(other) != _task(first):
             raise UsageError(
                 f"{first.slug} is about {first.task}, {other.slug} about {other.task}: "
                 "they have no task in common"
             )
-        if not set(other.labels) & set(first.labels):
+        if not _suits(other) & _suits(first):
             raise UsageError(
                 f"{first.slug} assumes {', '.join(first.labels)} labels, "
                 f"{other.slug} {', '.join(other.labels)}: they cannot learn from the same ones"
@@ -45,6 +51,31 @@ def check(chapters: Sequence[Chapter], names: Iterable[str]) -> None:
             raise UsageError(
                 f"{lacking[0]} has no parameter {name!r}; in common: {', '.join(shared) or 'none'}"
             )
+
+
+def _task(chapter: Chapter) -> str:
+    return TASKS.get(chapter.task, chapter.task)
+
+
+def _suits(chapter: Chapter) -> set[str]:
+    """The kinds of label that the chapter's method can be given."""
+    return set().union(*(SUITS.get(kind, {kind}) for kind in chapter.labels))
+
+
+def split(slugs: Sequence[str], given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Separate `name=values`, for all chapters, from `CHAPTER.name=value`, for one: (for all, {slug: its own}).
+
+    Raises UsageError for a chapter that is not compared, and for several values of one chapter's own parameter.
+    """
+    common, own = [], {slug: [] for slug in slugs}
+    for text in given:
+        name, _, value = text.partition("=")
+        slug, dot, rest = name.partition(".")
+        if not dot:
+            common.append(text)
+            continue
+        own[choice("chapter of -p " + name, slug, slugs)].append(f"{rest}={value}")
+    return common, own
 
 
 def settled(chapters: Sequence[Chapter], names: Iterable[str]) -> dict[str, object]:
@@ -76,13 +107,19 @@ def unsettled(records: Mapping[str, Mapping]) -> list[str]:
     return found
 
 
-def merge(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Put the chapters' tidy tables below each other: baseline, method and oracle of each, named `chapter: arm`."""
+def merge(frames: Mapping[str, pd.DataFrame], also: Sequence[str] = ()) -> pd.DataFrame:
+    """Put the chapters' tidy tables below each other: baseline, method and oracle of each, named `chapter: arm`.
+
+    `also` names further arms to keep, written likewise. Raises UsageError for one that no chapter has.
+    """
     import pandas as pd
 
     frame = pd.concat(frames.values(), ignore_index=True)
-    frame = frame[frame["role"].isin(ROLES)]
-    return frame.assign(arm=frame["chapter"] + ": " + frame["arm"])
+    frame = frame.assign(arm=frame["chapter"] + ": " + frame["arm"])
+    known = [*dict.fromkeys(frame["arm"])]
+    for arm in also:
+        choice("arm of --also", arm, known)
+    return frame[frame["role"].isin(ROLES) | frame["arm"].isin(also)]
 
 
 def looks(table: pd.DataFrame) -> dict[str, dict]:
@@ -92,4 +129,73 @@ def looks(table: pd.DataFrame) -> dict[str, dict]:
     arms = table.drop_duplicates("arm").set_index("arm")["role"]
     slugs = [*dict.fromkeys(arm.split(": ")[0] for arm in arms.index)]
     colours = {slug: plot.PALETTE[k % len(plot.PALETTE)] for k, slug in enumerate(slugs)}
-    return {a: dict(color=colours[a.split(": ")[0]], ls=LINES[role]) for a, role in arms.items()}
+    return {
+        a: dict(color=colours[a.split(": ")[0]], ls=LINES.get(role, "-."))
+        for a, role in arms.items()
+    }
+
+
+# --- what is kept for the page of a part -----------------------------------------------------------
+
+
+def path_of(name: str) -> Path:
+    """Return the file of the recorded comparison `name`, beside the chapters' results."""
+    return results.path_of("compare", name)
+
+
+def kept(name: str) -> dict | None:
+    """Return the recorded comparison `name`; None where there is none."""
+    return results.read(path_of(name))
+
+
+def keep(
+    name: str,
+    command: str,
+    made: str,
+    frame: pd.DataFrame,
+    by: str,
+    metric: str,
+    seconds: Mapping[tuple, float],
+    sources: Mapping[str, Mapping],
+) -> Path:
+    """Write a comparison along the parameter `by`: a row for each arm, value of `by` and seed.
+
+    `seconds`: what training the arm cost, at (arm, value, seed), where the chapter has told it.
+    """
+    rows = [
+        {"arm": r["arm"], "role": r["role"], by: r[by], "seed": r["seed"], metric: r["value"]}
+        | {"seconds": seconds.get((r["arm"], r[by], r["seed"]))}
+        for r in frame[frame["metric"] == metric].to_dict("records")
+    ]
+    kept = {"command": command, "made": made, "by": by, "metric": metric, "rows": rows}
+    path = path_of(name)
+    write_json(path, kept | {"source_sha256": dict(sources)})
+    return path
+
+
+def at(record: Mapping, arm: str, value: object) -> dict[int, Mapping]:
+    """Return the rows of one arm at one value of the parameter, by seed."""
+    by = record["by"]
+    return {r["seed"]: r for r in record["rows"] if r["arm"] == arm and r[by] == value}
+
+
+def values(record: Mapping) -> list:
+    """Return the values of the parameter that is compared along, in order."""
+    return sorted({r[record["by"]] for r in record["rows"]})
+
+
+def arms(record: Mapping) -> list[str]:
+    """Return the arms in the order of the chapters."""
+    return [*dict.fromkeys(r["arm"] for r in record["rows"])]
+
+
+def mean(record: Mapping, arm: str, value: object, key: str | None = None) -> dict:
+    """Return mean and 95 % interval over the seeds of the metric (or of another column, such as `seconds`)."""
+    rows = at(record, arm, value).values()
+    return results.interval([r[key or record["metric"]] for r in rows])
+
+
+def difference(record: Mapping, first: str, second: str, value: object) -> dict:
+    """Return mean and 95 % interval of first minus second, seed by seed."""
+    metric, a, b = record["metric"], at(record, first, value), at(record, second, value)
+    return results.interval([a[s][metric] - b[s][metric] for s in sorted(a.keys() & b.keys())])

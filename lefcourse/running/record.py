@@ -28,6 +28,7 @@ def new_record(chapter: str, parameters: Mapping, device: str, budget: str) -> d
         "cpu_s": None,
         "peak_mb": None,
         "arms": {},
+        "seconds": {},
         "gap_closed": None,
         "claims": [],
     }

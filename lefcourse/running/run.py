@@ -5,7 +5,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -152,6 +153,27 @@ class Run:
                     f"{name} has diverged: what it puts out is not finite, so nothing is concluded from it"
                 )
         self.record["arms"][name] = arm
+        self.save()
+
+    @contextmanager
+    def clock(self, *arms: str, part: str = "training") -> Iterator[None]:
+        """Record what the block costs as `part` of these arms: CPU seconds, on a GPU seconds by the clock.
+
+        Costs stand beside the arms, not among their metrics, since they repeat roughly at best. Two arms that share
+        a part (one pre-training for both) are both charged with it. The same block again replaces its cost.
+        """
+        on_gpu = self.device.type == "cuda"
+
+        def now() -> float:
+            if on_gpu:
+                torch.cuda.synchronize()
+            return time.perf_counter() if on_gpu else time.process_time()
+
+        start = now()
+        yield
+        spent = now() - start
+        for arm in arms:
+            self.record["seconds"].setdefault(arm, {})[part] = spent
         self.save()
 
     def diverged(self, roles: Sequence[str] = ROLES) -> list[str]:

@@ -239,3 +239,33 @@ def test_the_moving_result_is_drawn_from_the_record(tmp_path):
 def test_the_citation_is_that_of_the_file():
     about = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert about["title"] in pages.cite() and about["version"] in pages.cite()
+
+
+def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
+    rows = [
+        {"arm": arm, "role": role, "per_class": k, "seed": seed, "accuracy": base + k / 100 + seed / 1000, "seconds": cost}
+        for arm, role, base, cost in [
+            ("uda: supervised, weak", "baseline", 0.5, None),
+            ("uda: UDA", "method", 0.7, 6.0),
+            ("sla: SLA+AG", "method", 0.6, 3.0),
+            ("uda: oracle", "oracle", 0.9, 4.0),
+            ("sla: oracle", "oracle", 0.9, 4.0),
+        ]
+        for k in (1, 2)
+        for seed in (5, 6)
+    ]  # fmt: skip
+    record = {"command": "lefcourse compare uda sla", "made": "2026-01-01", "by": "per_class"}
+    record |= {"metric": "accuracy", "rows": rows, "source_sha256": {"uda": {}, "sla": {}}}
+    monkeypatch.setattr(
+        pages.compare, "kept", lambda name: record if name == "few-labels" else None
+    )
+    two, three = catalogue.parts()[1:3]
+    monkeypatch.setattr(two, "compare", "few-labels")
+    monkeypatch.setattr(two, "take", "Take the first.")
+    page = pages.part_page(two, [])
+    assert "## Which one should I take?" in page and "Take the first." in page
+    assert "| UDA | 0.716 (" in page and "| SLA+AG | -0.100 (-0.100 to -0.100)" in page
+    assert "supervised, weak" not in page and page.count("| oracle |") == 2
+    assert "<polyline" in page and "lefcourse compare uda sla" in page
+    assert "[Few labels](../02-few-labels/index.md)" in pages.part_page(three, [])
+    assert "Which one" not in pages.part_page(catalogue.parts()[3], [])

@@ -136,7 +136,7 @@ def test_a_line_that_readers_find_is_understood(words, stops_short, capsys):
         "run elr -p rate 2",
         "run elr -p dataset mnits",
         "run erl",
-        "run selfie",
+        "run modular-vision",
         "run elr --fast",
         "sweep elr -p rate 0.2,3",
         "sweep elr --seeds 9-5",

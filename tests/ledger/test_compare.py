@@ -112,6 +112,9 @@ def test_what_is_not_the_same_is_said(ran, capsys, monkeypatch):
         ("one one", "give two or more different chapters"),
         ("one boxes", "one is about classification, boxes about detection"),
         ("one few", "one assumes noisy labels, few few"),
+        ("one two -p three.lr 1", "chapter of -p three.lr"),
+        ("one two -p two.nu 1,2", "-p two.nu takes one value"),
+        ("one two -p rate 0.2 --record x", "along one parameter, not 0"),
         ("one table", "table has no parameter 'dataset'; in common: seed, rate"),
         ("one two -p nu 1,2", "one has no parameter 'nu'; in common: seed, rate"),
         ("one two -p rate=", "parameter 'rate' lacks a value"),
@@ -134,3 +137,56 @@ def test_another_comparison_is_not_overwritten(ran, capsys):
     assert main([*words.split(), "0.4"]) == 2
     assert "another sweep (one+two train=100 rate=0.2 seeds=5 standard)" in capsys.readouterr().err
     assert json.loads(Path("out/sweep.json").read_text()) == before
+
+
+def test_one_chapter_can_have_its_own_value(ran, capsys):
+    words = "compare one two -p rate 0.2,0.4 -p two.train 150 -p two.lr 0.5 --seeds 5 --device cpu"
+    assert main([*words.split(), "--out", "out"]) == 0
+    said = capsys.readouterr()
+    assert [p.get("train") for slug, p in ran if slug == "one"] == [None, None]  # its default
+    assert [(p["train"], p["lr"]) for slug, p in ran if slug == "two"] == [(150, 0.5)] * 2
+    manifest = json.loads(Path("out/sweep.json").read_text())
+    assert manifest["own"] == {"one": [], "two": ["train=150", "lr=0.5"]}
+    assert "two: TWO" in said.out
+
+
+def test_further_arms_are_shown_if_they_are_there(ran, capsys):
+    words = "compare one two -p rate 0.2,0.4 --seeds 5 --device cpu --out out"
+    words = [*words.split(), "--also"]
+    assert main([*words, "two: half"]) == 0
+    assert "two: half" in capsys.readouterr().out
+    table = pd.read_csv("out/summary.csv")
+    assert "two: half" in set(table["arm"]) and "one: half" not in set(table["arm"])
+    assert main([*words, "two: hlaf"]) == 2
+    assert "two: half" in capsys.readouterr().err, "the nearest name is offered"
+
+
+def test_a_comparison_is_kept_with_its_cost(ran, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare.results, "RESULTS", tmp_path / "kept")
+    usual = runner.execute
+
+    def execute(chapter, parameters, out_dir, *args, **options):
+        record = usual(chapter, parameters, out_dir, *args, **options)
+        record["seconds"] = {chapter.slug.upper(): {"training": 2.0, "pre-training": 1.5}}
+        write_json(out_dir / "record.json", record | {"gap_metric": "accuracy"})
+        return record
+
+    monkeypatch.setattr(runner, "execute", execute)
+    words = "compare one two -p rate 0.2,0.4 --seeds 5-7 --device cpu --out out --record noisy"
+    assert main(words.split()) == 0
+    kept = compare.kept("noisy")
+    assert kept["command"] == "lefcourse compare one two -p rate 0.2,0.4 --seeds 5-7 --record noisy"
+    assert compare.values(kept) == [0.2, 0.4] and len(kept["rows"]) == 2 * 3 * 6
+    assert compare.arms(kept)[0] == "one: cross-entropy"
+    better = compare.difference(kept, "two: TWO", "one: ONE", 0.4)
+    assert better["n"] == 3 and better["mean"] == pytest.approx(0.05)
+    assert compare.mean(kept, "two: TWO", 0.2, "seconds")["mean"] == 3.5
+    assert compare.mean(kept, "two: clean labels", 0.2, "seconds")["mean"] is None
+    assert set(kept["source_sha256"]) == {"one", "two"}
+
+
+def test_methods_for_all_labels_or_none_can_be_given_few(chapters):
+    few = chapters["few"]
+    for kinds, task in [(("all",), "classification"), (("none",), "representation")]:
+        chapters["one"].labels, chapters["one"].task = kinds, task
+        compare.check([few, chapters["one"]], ["rate"])
