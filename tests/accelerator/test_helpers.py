@@ -21,7 +21,7 @@ from lefcourse.science import (
     segmentation,
     training,
 )
-from lefcourse.worlds import graphs, shapes, volumes
+from lefcourse.worlds import graphs, retina, shapes, volumes
 
 CASES = {}
 
@@ -345,6 +345,16 @@ def _(d):
 def _(d):
     scans = volumes.make(2, size=24, depth=4, device=d)
     return scans, scans.slices(2)
+
+
+@case("worlds.retina")
+def _(d):
+    eyes, g = retina.make(3, device=d), torch.Generator(d).manual_seed(1)
+    some = retina.sample(2, labels=torch.tensor([3, 1]), generator=g)
+    return (
+        eyes, eyes[1:], eyes.mirrored(), some, eyes.vessel_map(16),
+        eyes.fundus(16, generator=g), eyes.oct(12, generator=g),
+    )  # fmt: skip
 
 
 @case("worlds.graphs")

@@ -34,6 +34,9 @@ WORLDS = {
     "volumes": World(
         "Patients: scans of a heart, slice by slice or whole, with the class of every voxel; how much patients differ is a parameter."
     ),
+    "retina": World(
+        "Eyes: one anatomy, seen as a fundus photograph (2-D) or as an OCT volume (3-D); healthy, or with drusen, bleeding or glaucoma of known severity."
+    ),
 }
 
 
