@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exercise_checks import assert_named, assert_papers, each, full_budget
+from realdata import assert_runs
 from torch import nn
 
 import lefcourse as lc
@@ -456,3 +457,7 @@ WRONG = {
 @each(WRONG)
 def test_typical_wrong_answers_are_named(name, k):
     assert_named("intrinsic-properties", WRONG, name, k)
+
+
+def test_it_runs_on_mnist(tmp_path):
+    assert_runs("intrinsic-properties", "mnist", tmp_path)

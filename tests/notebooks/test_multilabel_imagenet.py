@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exercise_checks import assert_named, assert_papers, each, full_budget
+from realdata import assert_runs
 from sklearn.metrics import label_ranking_average_precision_score
 
 import lefcourse as lc
@@ -356,3 +357,7 @@ def test_files_are_asked_for_in_pairs_and_by_path():
     spec = params.read(get("multilabel-imagenet").path)
     for name in ("predictions", "labels", "other_predictions", "other_labels"):
         assert "PATH" in "".join(spec[name].choices)
+
+
+def test_it_runs_on_mnist(tmp_path):
+    assert_runs("multilabel-imagenet", "mnist", tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, assert_papers, each, full_budget
+from realdata import assert_runs
 
 import lefcourse as lc
 
@@ -253,3 +254,7 @@ PAPER = {
 
 def test_the_full_budget_is_the_papers_setting():
     assert_papers(full_budget("sla"), PAPER)
+
+
+def test_it_runs_on_mnist(tmp_path):
+    assert_runs("sla", "mnist", tmp_path)
