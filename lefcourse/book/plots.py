@@ -1,4 +1,4 @@
-"""The pictures of the results page: gap closed with intervals, and claims by verdict, as SVG that follows the theme."""
+"""Pictures of what was measured, as SVG that follows the theme: gap closed, claims by verdict, comparisons over a parameter."""
 
 import html
 import math

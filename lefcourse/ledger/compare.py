@@ -65,7 +65,7 @@ def _suits(chapter: Chapter) -> set[str]:
 def split(slugs: Sequence[str], given: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Separate `name=values`, for all chapters, from `CHAPTER.name=value`, for one: (for all, {slug: its own}).
 
-    Raises UsageError for a chapter that is not compared, and for several values of one chapter's own parameter.
+    Raises UsageError for a chapter that is not compared.
     """
     common, own = [], {slug: [] for slug in slugs}
     for text in given:

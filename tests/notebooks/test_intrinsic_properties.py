@@ -459,5 +459,6 @@ def test_typical_wrong_answers_are_named(name, k):
     assert_named("intrinsic-properties", WRONG, name, k)
 
 
+@pytest.mark.realdata
 def test_it_runs_on_mnist(tmp_path):
     assert_runs("intrinsic-properties", "mnist", tmp_path)

@@ -359,5 +359,6 @@ def test_files_are_asked_for_in_pairs_and_by_path():
         assert "PATH" in "".join(spec[name].choices)
 
 
+@pytest.mark.realdata
 def test_it_runs_on_mnist(tmp_path):
     assert_runs("multilabel-imagenet", "mnist", tmp_path)

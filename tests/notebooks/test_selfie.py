@@ -301,5 +301,6 @@ def test_the_full_budget_is_the_papers_setting():
     assert_papers(full_budget("selfie"), PAPER)
 
 
+@pytest.mark.realdata
 def test_it_runs_on_mnist(tmp_path):
     assert_runs("selfie", "mnist", tmp_path, size=28)

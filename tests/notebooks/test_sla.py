@@ -256,5 +256,6 @@ def test_the_full_budget_is_the_papers_setting():
     assert_papers(full_budget("sla"), PAPER)
 
 
+@pytest.mark.realdata
 def test_it_runs_on_mnist(tmp_path):
     assert_runs("sla", "mnist", tmp_path)
