@@ -48,7 +48,7 @@ class Part:
     shared: str
     first: str
     chapters: list[Chapter]
-    compare: str = ""  # the name of the recorded comparison of its methods
+    compare: tuple[str, ...] = ()  # the names of the recorded comparisons of its methods
     take: str = ""  # what to take when, in words
 
 
@@ -66,7 +66,10 @@ def parts() -> list[Part]:
     """Return the parts in order, each with its chapters in reading order."""
     written = [_chapter(row) for row in _read()["chapter"]]
     return [
-        Part(**row, chapters=[chapter for chapter in written if chapter.part == row["folder"]])
+        Part(
+            **row | {"compare": tuple(row.get("compare", ()))},
+            chapters=[chapter for chapter in written if chapter.part == row["folder"]],
+        )
         for row in _read()["part"]
     ]
 

@@ -112,15 +112,18 @@ def part_page(part: Part, made: Sequence[Copy]) -> str:
 
 
 def comparison(part: Part) -> list[str]:
-    """Draw the recorded comparison of a part's methods, or say on which part's page it stands."""
+    """Draw the recorded comparisons of a part's methods, or say on which part's page they stand."""
     question = "## Which one should I take?"
-    if record := compare.kept(part.compare) if part.compare else None:
-        shown = compared(record)
-        return [question, part.take, *_compared(record, shown)]
+    if records := [record for name in part.compare if (record := compare.kept(name))]:
+        lines = [question, part.take]
+        for record in records:
+            lines += [_conditions(record)] if len(records) > 1 else []
+            lines += _compared(record, compared(record))
+        return lines
     slugs = {chapter.slug for chapter in part.chapters}
     for other in catalogue.parts():
-        record = compare.kept(other.compare) if other.compare else None
-        if record and slugs & record["source_sha256"].keys():
+        records = filter(None, map(compare.kept, other.compare))
+        if any(slugs & record["source_sha256"].keys() for record in records):
             link = f"[{other.title}](../{other.folder}/index.md)"
             return [question, f"Methods of this part stand in the comparison at the end of {link}."]
     return []
@@ -130,8 +133,14 @@ def compared(record: Mapping) -> list[str]:
     """The arms that a comparison shows: methods, those that were asked for by name, and the first oracle."""
     roles = {row["arm"]: row["role"] for row in record["rows"]}
     oracles = [arm for arm, role in roles.items() if role == "oracle"]
-    chosen = [arm for arm, role in roles.items() if role not in ("oracle", "baseline")]
+    chosen = [arm for arm, role in roles.items() if role == "method" or arm in record["also"]]
     return [*chosen, *oracles[:1]]
+
+
+def _conditions(record: Mapping) -> str:
+    """A heading that tells a comparison from its neighbours: what was the same for all."""
+    said = [f"{n.replace('_', ' ')} {v}" for n, v in record["fixed"].items() if n != "dataset"]
+    return f"### {', '.join(said)}"
 
 
 def arm_name(arm: str, shown: Sequence[str]) -> str:

@@ -51,12 +51,13 @@ def gaps(rows: Sequence[tuple[str, Mapping]]) -> str:
 def curves(
     xs: Sequence[float], series: Mapping[str, Sequence[Mapping]], xlabel: str, ylabel: str
 ) -> str:
-    """Draw one line for each name in `series`: a mean with its 95 % interval at each of `xs` (on a logarithmic axis)."""
+    """Draw one line for each name in `series`: a mean with its 95 % interval at each of `xs` (a logarithmic axis where they span a factor of eight)."""
     left, top, width, height = 60, 12, 430, 300
     found = [v for line in series.values() for m in line for v in (m["mean"], m["low"], m["high"])]
     low, high = min(v for v in found if v is not None), max(v for v in found if v is not None)
     low, high = max(0.0, low - 0.03), high + 0.03 if high > 1 else min(1.0, high + 0.03)
-    at = [math.log(x) - math.log(xs[0]) for x in xs]
+    wide = xs[0] > 0 and xs[-1] >= 8 * xs[0]
+    at = [math.log(x / xs[0]) if wide else x - xs[0] for x in xs]
 
     def x(k: int) -> float:
         return left + 16 + (width - 32) * at[k] / at[-1]

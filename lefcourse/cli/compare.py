@@ -99,11 +99,12 @@ def command(
             words = [*chapters, *(w for p in param or [] for w in ("-p", *p.split("=", 1)))]
             words += ["--seeds", seeds, *(w for arm in also or [] for w in ("--also", arm))]
             command = shlex.join(["lefcourse", "compare", *words, "--record", record])
-            _keep(record, command, made, frame, by, shown)
+            same = {n: v[0] for n, v in grid.items() if n != by}
+            _keep(record, command, made, frame, by, shown, same, also or [])
     raise typer.Exit(code[-1])
 
 
-def _keep(name: str, command: str, made: list[Sweep], frame, by: str, metric: str) -> None:
+def _keep(name, command, made: list[Sweep], frame, by, metric, fixed, also) -> None:
     """Write the comparison for the book, with what each arm cost."""
     seconds = {
         (f"{sweep.chapter.slug}: {arm}", cell.parameters[by], cell.seed): sum(parts.values())
@@ -113,7 +114,7 @@ def _keep(name: str, command: str, made: list[Sweep], frame, by: str, metric: st
     }
     sources = {sweep.chapter.slug: source_sha256(sweep.chapter.slug) for sweep in made}
     today = date.today().isoformat()
-    path = compare.keep(name, command, today, frame, by, metric, seconds, sources)
+    path = compare.keep(name, command, today, frame, by, metric, seconds, sources, fixed, also)
     print(readable(path))
 
 

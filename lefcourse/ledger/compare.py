@@ -157,10 +157,13 @@ def keep(
     metric: str,
     seconds: Mapping[tuple, float],
     sources: Mapping[str, Mapping],
+    fixed: Mapping[str, object] = {},
+    also: Sequence[str] = (),
 ) -> Path:
     """Write a comparison along the parameter `by`: a row for each arm, value of `by` and seed.
 
     `seconds`: what training the arm cost, at (arm, value, seed), where the chapter has told it.
+    `fixed`: what was the same for all by request; `also`: the arms that were asked for by name.
     """
     rows = [
         {"arm": r["arm"], "role": r["role"], by: r[by], "seed": r["seed"], metric: r["value"]}
@@ -169,7 +172,8 @@ def keep(
     ]
     kept = {"command": command, "made": made, "by": by, "metric": metric, "rows": rows}
     path = path_of(name)
-    write_json(path, kept | {"source_sha256": dict(sources)})
+    kept |= {"fixed": dict(fixed), "also": list(also), "source_sha256": dict(sources)}
+    write_json(path, kept)
     return path
 
 

@@ -1,5 +1,6 @@
 """The book: what is executed again and what is reused, the generated pages, and links that lead nowhere."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import yaml
 from tinybook import code, text, write
 
 from lefcourse import catalogue
-from lefcourse.book import build, copies, links, pages, pictures
+from lefcourse.book import build, copies, links, pages, pictures, plots
 from lefcourse.ledger import results
 from lefcourse.paths import REPOSITORY, ROOT
 
@@ -256,11 +257,12 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     ]  # fmt: skip
     record = {"command": "lefcourse compare uda sla", "made": "2026-01-01", "by": "per_class"}
     record |= {"metric": "accuracy", "rows": rows, "source_sha256": {"uda": {}, "sla": {}}}
+    record |= {"fixed": {"dataset": "digits", "net": "mlp"}, "also": []}
     monkeypatch.setattr(
         pages.compare, "kept", lambda name: record if name == "few-labels" else None
     )
     two, three = catalogue.parts()[1:3]
-    monkeypatch.setattr(two, "compare", "few-labels")
+    monkeypatch.setattr(two, "compare", ("few-labels",))
     monkeypatch.setattr(two, "take", "Take the first.")
     page = pages.part_page(two, [])
     assert "## Which one should I take?" in page and "Take the first." in page
@@ -269,3 +271,20 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     assert "<polyline" in page and "lefcourse compare uda sla" in page
     assert "[Few labels](../02-few-labels/index.md)" in pages.part_page(three, [])
     assert "Which one" not in pages.part_page(catalogue.parts()[3], [])
+    monkeypatch.setitem(record, "also", ["uda: supervised, weak"])
+    assert "| supervised, weak |" in pages.part_page(two, []), "asked for by name"
+    monkeypatch.setattr(two, "compare", ("few-labels", "few-labels"))
+    assert pages.part_page(two, []).count("### net mlp") == 2, "two comparisons, told apart"
+
+
+def test_curves_over_shares_have_a_straight_axis_and_over_counts_a_logarithmic_one():
+    def places(xs):
+        line = [{"mean": 0.5, "low": 0.4, "high": 0.6} for _ in xs]
+        drawn = plots.curves(xs, {"one": line}, "x", "y")
+        points = re.search(r'<polyline[^>]* points="([^"]*)"', drawn)[1].split()
+        return [float(p.split(",")[0]) for p in points]
+
+    a, b, c = places([0.0, 0.2, 0.4])
+    assert b - a == pytest.approx(c - b, abs=0.2)
+    a, b, c = places([1, 10, 100])
+    assert b - a == pytest.approx(c - b, abs=0.2)

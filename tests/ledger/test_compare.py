@@ -172,11 +172,14 @@ def test_a_comparison_is_kept_with_its_cost(ran, tmp_path, monkeypatch, capsys):
         return record
 
     monkeypatch.setattr(runner, "execute", execute)
-    words = "compare one two -p rate 0.2,0.4 --seeds 5-7 --device cpu --out out --record noisy"
-    assert main(words.split()) == 0
+    words = "compare one two -p rate 0.2,0.4 -p dataset digits --seeds 5-7"
+    also = ["--also", "two: half"]
+    more = "--device cpu --out out --record noisy"
+    assert main([*f"{words} {more}".split(), *also]) == 0
     kept = compare.kept("noisy")
-    assert kept["command"] == "lefcourse compare one two -p rate 0.2,0.4 --seeds 5-7 --record noisy"
-    assert compare.values(kept) == [0.2, 0.4] and len(kept["rows"]) == 2 * 3 * 6
+    assert kept["command"] == f"lefcourse {words} --also 'two: half' --record noisy"
+    assert kept["fixed"] == {"dataset": "digits"} and kept["also"] == ["two: half"]
+    assert compare.values(kept) == [0.2, 0.4] and len(kept["rows"]) == 2 * 3 * 7
     assert compare.arms(kept)[0] == "one: cross-entropy"
     better = compare.difference(kept, "two: TWO", "one: ONE", 0.4)
     assert better["n"] == 3 and better["mean"] == pytest.approx(0.05)
