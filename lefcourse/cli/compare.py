@@ -20,7 +20,10 @@ from lefcourse.sweep.grid import Sweep
 
 def command(
     chapters: Annotated[
-        list[str], typer.Argument(metavar="CHAPTER CHAPTER...", help="Two or more, of one task.")
+        list[str],
+        typer.Argument(
+            metavar="CHAPTER CHAPTER...", help="Two or more, of one task; or one with --also."
+        ),
     ],
     param: shared.Grid = None,
     seeds: shared.Seeds = "5-9",
@@ -62,7 +65,7 @@ def command(
     known = [written(slug) for slug in chapters]
     common, own = compare.split(chapters, param or [])
     names = [text.partition("=")[0] for text in common]
-    compare.check(known, [n for n in names if n != "seed"])
+    compare.check(known, [n for n in names if n != "seed"], also or [])
     taken = {text.partition("=")[0] for texts in own.values() for text in texts}
     settled = compare.settled(known, {*names, *taken})
     fixed = {name: [value] for name, value in settled.items()}

@@ -27,11 +27,14 @@ SUITS = {"all": {"all", "few"}, "none": {"none", "few"}}
 LINES = {"baseline": ":", "method": "-", "oracle": "--"}
 
 
-def check(chapters: Sequence[Chapter], names: Iterable[str]) -> None:
-    """Raise UsageError unless all chapters pose the same problem and have the parameters `names`."""
+def check(chapters: Sequence[Chapter], names: Iterable[str], also: Sequence[str] = ()) -> None:
+    """Raise UsageError unless all chapters pose the same problem and have the parameters `names`.
+
+    One chapter is enough where further arms of it are asked for by name (`also`).
+    """
     slugs = [c.slug for c in chapters]
-    if len(set(slugs)) < 2 or len(set(slugs)) < len(slugs):
-        raise UsageError("give two or more different chapters to compare")
+    if len(set(slugs)) < (1 if also else 2) or len(set(slugs)) < len(slugs):
+        raise UsageError("give two or more different chapters to compare, or one with --also")
     first = chapters[0]
     for other in chapters[1:]:
         if _task(other) != _task(first):

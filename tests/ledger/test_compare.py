@@ -161,6 +161,13 @@ def test_further_arms_are_shown_if_they_are_there(ran, capsys):
     assert "two: half" in capsys.readouterr().err, "the nearest name is offered"
 
 
+def test_one_chapter_is_enough_where_its_arms_are_asked_for(ran, capsys):
+    words = "compare one -p rate 0.2 --seeds 5 --device cpu --out out"
+    assert main([*words.split(), "--also", "one: half"]) == 0
+    assert "one: half" in capsys.readouterr().out
+    assert {slug for slug, _ in ran} == {"one"}
+
+
 def test_a_comparison_is_kept_with_its_cost(ran, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare.results, "RESULTS", tmp_path / "kept")
     usual = runner.execute
