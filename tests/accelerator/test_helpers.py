@@ -21,7 +21,7 @@ from lefcourse.science import (
     segmentation,
     training,
 )
-from lefcourse.worlds import graphs, retina, shapes, volumes
+from lefcourse.worlds import graphs, lidar, retina, shapes, volumes
 
 CASES = {}
 
@@ -355,6 +355,13 @@ def _(d):
         eyes, eyes[1:], eyes.mirrored(), some, eyes.vessel_map(16),
         eyes.fundus(16, generator=g), eyes.oct(12, generator=g),
     )  # fmt: skip
+
+
+@case("worlds.lidar")
+def _(d):
+    clouds, g = lidar.make(5, device=d), torch.Generator(d).manual_seed(1)
+    far = dict(distance=(20.0, 30.0), labels=torch.tensor([3, 5]))
+    return clouds, clouds[1:], lidar.sample(2, points=16, generator=g, **far)
 
 
 @case("worlds.graphs")

@@ -37,6 +37,9 @@ WORLDS = {
     "retina": World(
         "Eyes: one anatomy, seen as a fundus photograph (2-D) or as an OCT volume (3-D); healthy, or with drusen, bleeding or glaucoma of known severity."
     ),
+    "lidar": World(
+        "Range scans of street objects: the side of a car, a cyclist or a tree that a laser scanner sees, as 128 points; fewer of them are distinct the farther it is."
+    ),
 }
 
 
