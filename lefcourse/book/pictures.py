@@ -7,7 +7,9 @@ a label that nobody gave. Drawn as SVG in the colours of the page, so that it is
 import html
 from collections.abc import Callable
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73")  # by class; Okabe and Ito
+from lefcourse.palette import BLUE, GREEN, ORANGE
+
+COLOURS = (BLUE, ORANGE, GREEN)  # by class
 NAMES = ("disc", "square", "wedge")
 TRUTH = (0, 2, 1, 0, 1, 2, 2, 0, 1, 0)
 STEP, WIDTH, HEIGHT = 62, 620, 92

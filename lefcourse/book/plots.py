@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from lefcourse.ledger import results
 from lefcourse.ledger.statistics import VERDICTS
+from lefcourse.palette import PALETTE
 
-# Okabe and Ito, as in the chapters; a second round is dashed.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#888888")
+# A second round of colours is dashed; yellow is too pale for a line on white.
+COLOURS = PALETTE[:7]
 DASHES = ("none", "6 4", "2 3")
 ROW, TOP, NAMES, PLOT, RIGHT = 26, 34, 170, 470, 90  # pixels
 

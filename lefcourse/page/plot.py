@@ -18,20 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL.Image import Image
 
+from lefcourse.palette import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, VERMILION, YELLOW  # noqa: F401  (chapters say lc.plot.BLUE)
 from lefcourse.settings import budget_name
 
-# Okabe and Ito's palette: told apart by readers with any of the common colour deficiencies.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#F0E442",
-    "#6B6B6B",
-)
-PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY, YELLOW)
 # The same role has the same colour in every chapter.
 ROLE_COLOURS = {
     "floor": GREY,
