@@ -143,15 +143,20 @@ def _conditions(record: Mapping) -> str:
     return f"### {', '.join(said)}"
 
 
-def arm_name(arm: str, shown: Sequence[str]) -> str:
-    """An arm's name without its chapter, unless two chapters have one of that name."""
-    short = arm.partition(": ")[2]
-    return short if sum(other.endswith(f": {short}") for other in shown) == 1 else arm
+def arm_name(arm: str, shown: Sequence[str], role: str = "") -> str:
+    """An arm's name without its chapter, unless two chapters have one of that name; a method's says whose it is."""
+    slug, _, short = arm.partition(": ")
+    if sum(other.endswith(f": {short}") for other in shown) > 1:
+        return arm
+    method = catalogue.get(slug).short
+    told = role != "method" or method.lower() in short.lower()
+    return short if told else f"{short} ({method})"
 
 
 def _compared(record: Mapping, shown: Sequence[str]) -> list[str]:
     by, values = record["by"], compare.values(record)
-    names = {arm: arm_name(arm, shown) for arm in shown}
+    roles = {row["arm"]: row["role"] for row in record["rows"]}
+    names = {arm: arm_name(arm, shown, roles[arm]) for arm in shown}
     series = {names[arm]: [compare.mean(record, arm, v) for v in values] for arm in shown}
     words = by.replace("per_class", "labels of each class").replace("_", " ")
     metric = record["metric"].replace("_", " ")
