@@ -111,6 +111,14 @@ def part_page(part: Part, made: Sequence[Copy]) -> str:
 # --- which one should I take? ----------------------------------------------------------------------
 
 
+# What a comparison runs along, in words.
+AXES = {
+    "per_class": "labels of each class",
+    "rate": "share of corrupted labels",
+    "rho": "labels of the most over the least frequent class",
+}
+
+
 def comparison(part: Part) -> list[str]:
     """Draw the recorded comparisons of a part's methods, or say on which part's page they stand."""
     question = "## Which one should I take?"
@@ -149,7 +157,8 @@ def arm_name(arm: str, shown: Sequence[str], role: str = "") -> str:
     if sum(other.endswith(f": {short}") for other in shown) > 1:
         return arm
     method = catalogue.get(slug).short
-    told = role != "method" or method.lower() in short.lower()
+    alone = all(other.startswith(f"{slug}: ") for other in shown)
+    told = role != "method" or alone or method.lower() in short.lower()
     return short if told else f"{short} ({method})"
 
 
@@ -158,11 +167,11 @@ def _compared(record: Mapping, shown: Sequence[str]) -> list[str]:
     roles = {row["arm"]: row["role"] for row in record["rows"]}
     names = {arm: arm_name(arm, shown, roles[arm]) for arm in shown}
     series = {names[arm]: [compare.mean(record, arm, v) for v in values] for arm in shown}
-    words = by.replace("per_class", "labels of each class").replace("_", " ")
+    words = AXES.get(by, by.replace("_", " "))
     metric = record["metric"].replace("_", " ")
     seeds = sorted({row["seed"] for row in record["rows"]})
     first = shown[0]
-    head = [words, *map(str, values)]
+    head = [words, *(f"{value:g}" for value in values)]
     rows, apart = [], []
     for arm in shown:
         found = [results.span(compare.mean(record, arm, v)) for v in values]
