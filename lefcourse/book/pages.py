@@ -126,7 +126,7 @@ def comparison(part: Part) -> list[str]:
         lines = [question, part.take]
         for record in records:
             lines += [_conditions(record)] if len(records) > 1 else []
-            lines += _compared(record, compared(record))
+            lines += _compared(record)
         return lines
     slugs = {chapter.slug for chapter in part.chapters}
     for other in catalogue.parts():
@@ -139,7 +139,7 @@ def comparison(part: Part) -> list[str]:
 
 def compared(record: Mapping) -> list[str]:
     """The arms that a comparison shows: methods, those that were asked for by name, and the first oracle."""
-    roles = {row["arm"]: row["role"] for row in record["rows"]}
+    roles = compare.roles(record)
     oracles = [arm for arm, role in roles.items() if role == "oracle"]
     chosen = [arm for arm, role in roles.items() if role == "method" or arm in record["also"]]
     return [*chosen, *oracles[:1]]
@@ -162,9 +162,9 @@ def arm_name(arm: str, shown: Sequence[str], role: str = "") -> str:
     return short if told else f"{short} ({method})"
 
 
-def _compared(record: Mapping, shown: Sequence[str]) -> list[str]:
+def _compared(record: Mapping) -> list[str]:
     by, values = record["by"], compare.values(record)
-    roles = {row["arm"]: row["role"] for row in record["rows"]}
+    shown, roles = compared(record), compare.roles(record)
     names = {arm: arm_name(arm, shown, roles[arm]) for arm in shown}
     series = {names[arm]: [compare.mean(record, arm, v) for v in values] for arm in shown}
     words = AXES.get(by, by.replace("_", " "))

@@ -191,9 +191,14 @@ def values(record: Mapping) -> list:
     return sorted({r[record["by"]] for r in record["rows"]})
 
 
+def roles(record: Mapping) -> dict[str, str]:
+    """Return the role of each arm, in the order of the chapters."""
+    return {r["arm"]: r["role"] for r in record["rows"]}
+
+
 def arms(record: Mapping) -> list[str]:
     """Return the arms in the order of the chapters."""
-    return [*dict.fromkeys(r["arm"] for r in record["rows"])]
+    return [*roles(record)]
 
 
 def mean(record: Mapping, arm: str, value: object, key: str | None = None) -> dict:

@@ -109,9 +109,8 @@ def page(browser, lab) -> Iterator[Page]:
 
 
 def run_all(page: Page) -> None:
-    page.get_by_text(
-        re.compile(r"\| Idle")
-    ).first.wait_for()  # a kernel that is still starting may miss it
+    # A kernel that is still starting may miss what it is told to run.
+    page.get_by_text(re.compile(r"\| Idle")).first.wait_for()
     page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
     page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
 
