@@ -110,13 +110,11 @@ def sample(
     reach = _nearest(kind, centre, half, origin, rays)  # (n, R)
     order, distinct = _kept(reach, area * density, points, at)
     chosen = reach.gather(1, order) + noise * torch.randn(n, points, **at)
-    repeated = torch.arange(points, device=label.device) >= distinct[:, None]
     turned = (
         origin[:, None] + rays.gather(1, order[..., None].expand(-1, -1, 3)) * chosen[..., None]
     )
     first = (torch.arange(points, device=label.device) % distinct[:, None])[..., None]
-    turned = torch.where(repeated[..., None], turned.gather(1, first.expand(-1, -1, 3)), turned)
-    x = _turn(turned, heading)
+    x = _turn(turned.gather(1, first.expand(-1, -1, 3)), heading)
     return Clouds(x - x.mean(1, keepdim=True), label, order // ACROSS, distinct, away, heading)
 
 
