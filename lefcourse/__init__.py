@@ -39,6 +39,7 @@ MODULES = {
     "detection": "science",
     "evaluate": "science",
     "labels": "science",
+    "manylabels": "science",
     "miniclip": "science",
     "nets": "science",
     "segmentation": "science",

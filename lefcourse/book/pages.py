@@ -187,9 +187,23 @@ def _compared(record: Mapping) -> list[str]:
         table([*head, "seconds"], rows),
         f"The same seeds in pairs: the difference to {names[first]}, with its 95 % interval. Where the interval holds zero, nothing is decided.",
         table(head, apart),
+        *_further(record, names, head),
         f"Recorded on {record['made']} by",
         f"```bash\n{record['command']}\n```",
     ]
+
+
+def _further(record: Mapping, names: Mapping[str, str], head: Sequence[str]) -> list[str]:
+    """What else was measured of each arm: a table for each metric."""
+    lines = []
+    for metric in record.get("further", ()):
+        lines += [f"The same networks, judged by {metric.replace('_', ' ')}:"]
+        rows = []
+        for arm, name in names.items():
+            found = [compare.mean(record, arm, v, metric) for v in compare.values(record)]
+            rows.append(f"| {name} | {' | '.join(map(results.span, found))} |")
+        lines.append(table(head, rows))
+    return lines
 
 
 def _link(chapter: Chapter) -> str:

@@ -38,7 +38,13 @@ def command(
     scheduler: shared.Scheduler = None,
     budget: Budget = None,
     device: Device = None,
-    metric: shared.Metric = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What to show [default: the metric of the gap closed]; repeat to keep more.",
+        ),
+    ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(metavar="'CHAPTER: ARM'", help="A further arm to show; repeat for more."),
@@ -96,18 +102,21 @@ def command(
         if settled:
             print("the same for all: " + ", ".join(f"{n}={v}" for n, v in settled.items()))
         code.append(shared.run(cells, jobs, threads, scheduler))
-        frame, shown = _report(folder, made, [*fixed, *grid], metric, also or [])
+        asked_first = metric[0] if metric else None
+        frame, shown = _report(folder, made, [*fixed, *grid], asked_first, also or [])
         if record and not code[-1]:
             by = next(n for n, v in grid.items() if len(v) > 1)
             words = [*chapters, *(w for p in param or [] for w in ("-p", *p.split("=", 1)))]
+            words += [w for name in metric or [] for w in ("--metric", name)]
             words += ["--seeds", seeds, *(w for arm in also or [] for w in ("--also", arm))]
             command = shlex.join(["lefcourse", "compare", *words, "--record", record])
             same = {n: v[0] for n, v in grid.items() if n != by}
-            _keep(record, command, made, frame, by, shown, same, also or [])
+            metrics = [shown, *(metric or [])[1:]]
+            _keep(record, command, made, frame, by, metrics, same, also or [])
     raise typer.Exit(code[-1])
 
 
-def _keep(name, command, made: list[Sweep], frame, by, metric, fixed, also) -> None:
+def _keep(name, command, made: list[Sweep], frame, by, metrics, fixed, also) -> None:
     """Write the comparison for the book, with what each arm cost."""
     seconds = {
         (f"{sweep.chapter.slug}: {arm}", cell.parameters[by], cell.seed): sum(parts.values())
@@ -117,7 +126,7 @@ def _keep(name, command, made: list[Sweep], frame, by, metric, fixed, also) -> N
     }
     sources = {sweep.chapter.slug: source_sha256(sweep.chapter.slug) for sweep in made}
     today = date.today().isoformat()
-    path = compare.keep(name, command, today, frame, by, metric, seconds, sources, fixed, also)
+    path = compare.keep(name, command, today, frame, by, metrics, seconds, sources, fixed, also)
     print(readable(path))
 
 

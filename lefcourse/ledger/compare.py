@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # What makes the problem: parameters that mean the same in every chapter. The others are a method's own.
 PROBLEM = (
-    "dataset", "noise", "rate", "labels", "labels_per_class", "per_class", "train", "val", "test",
-    "net", "epochs", "steps",
+    "dataset", "noise", "rate", "labels", "labels_per_class", "per_class", "known", "lost", "tail", "classes",
+    "size", "train", "val", "test", "net", "epochs", "steps",
 )  # fmt: skip
 ROLES = ("baseline", "method", "oracle")
 # A representation is judged by a classifier on it; a method for labels on every example, or on none, can be given few.
@@ -157,7 +157,7 @@ def keep(
     made: str,
     frame: pd.DataFrame,
     by: str,
-    metric: str,
+    metrics: Sequence[str],
     seconds: Mapping[tuple, float],
     sources: Mapping[str, Mapping],
     fixed: Mapping[str, object] = {},
@@ -165,15 +165,16 @@ def keep(
 ) -> Path:
     """Write a comparison along the parameter `by`: a row for each arm, value of `by` and seed.
 
-    `seconds`: what training the arm cost, at (arm, value, seed), where the chapter has told it.
+    `metrics`: the one that is drawn, then further ones. `seconds`: what training the arm cost, at (arm, value, seed), where the chapter has told it.
     `fixed`: what was the same for all by request; `also`: the arms that were asked for by name.
     """
-    rows = [
-        {"arm": r["arm"], "role": r["role"], by: r[by], "seed": r["seed"], metric: r["value"]}
-        | {"seconds": seconds.get((r["arm"], r[by], r["seed"]))}
-        for r in frame[frame["metric"] == metric].to_dict("records")
-    ]
-    kept = {"command": command, "made": made, "by": by, "metric": metric, "rows": rows}
+    rows: dict[tuple, dict] = {}
+    for r in frame[frame["metric"].isin(metrics)].to_dict("records"):
+        key = r["arm"], r[by], r["seed"]
+        new = {"arm": r["arm"], "role": r["role"], by: r[by], "seed": r["seed"]}
+        rows.setdefault(key, new | {"seconds": seconds.get(key)})[r["metric"]] = r["value"]
+    kept = {"command": command, "made": made, "by": by, "metric": metrics[0]}
+    kept |= {"further": [*metrics[1:]], "rows": [*rows.values()]}
     path = path_of(name)
     kept |= {"fixed": dict(fixed), "also": list(also), "source_sha256": dict(sources)}
     write_json(path, kept)
@@ -204,7 +205,7 @@ def arms(record: Mapping) -> list[str]:
 def mean(record: Mapping, arm: str, value: object, key: str | None = None) -> dict:
     """Return mean and 95 % interval over the seeds of the metric (or of another column, such as `seconds`)."""
     rows = at(record, arm, value).values()
-    return results.interval([r[key or record["metric"]] for r in rows])
+    return results.interval([r.get(key or record["metric"]) for r in rows])
 
 
 def difference(record: Mapping, first: str, second: str, value: object) -> dict:

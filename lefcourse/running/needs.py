@@ -30,6 +30,8 @@ def look(
         kind, _, which = str(parameters.get(name, "")).partition(":")
         if which and kind in PACKAGES:
             _weights(kind, which, load)
+        elif kind == "voc" and which:
+            _annotated(f"{kind}:{which}")()
         elif kind in SETS and not which:
             SETS[kind]()
     return pictures(parameters, given)
@@ -63,6 +65,15 @@ def _graph(name: str) -> Callable[[], object]:
         graphs.planetoid(name)
 
     return read
+
+
+def _annotated(name: str) -> Callable[[], object]:
+    def find() -> None:
+        from lefcourse.science import manylabels
+
+        manylabels.find(name)
+
+    return find
 
 
 def _cells() -> None:
@@ -117,6 +128,7 @@ def _openml(name: str, version: int) -> Callable[[], object]:
 SETS: dict[str, Callable[[], object]] = {
     **{name: _fetch(name) for name in ("mnist", "fashion_mnist", "cifar10")},
     **{name: _graph(name) for name in ("cora", "citeseer", "pubmed")},
+    **{name: _annotated(name) for name in ("voc2007", "voc2012")},
     "bccd": _cells,
     "newsgroups": _newsgroups,
     "adult": _openml("adult", 2),

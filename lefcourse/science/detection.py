@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from lefcourse.errors import DataError
 from lefcourse.paths import data_root
+from lefcourse.science import voc
 
 STRIDE = 4  # pixels of the image per cell of the detector's feature map
 HEAD_STD = (
@@ -433,46 +433,21 @@ def bccd(
     return parts
 
 
-@dataclass(frozen=True)
-class _Noted:
-    """A picture's file, its width and height, and class index and corners (in its own pixels) of every object."""
-
-    picture: Path
-    extent: tuple[int, int]
-    objects: list[tuple[int, list[float]]]
-
-
-def bccd_files() -> dict[str, list[_Noted]]:
+def bccd_files() -> dict[str, list[voc.Noted]]:
     """Return for `trainval` and `test` each image's file and what its annotation says, all of them there and well-formed.
 
     Pictures are not decoded here. Raises DataError, which names the file, if one is absent or damaged.
     """
-    root = data_root() / "BCCD"
-    parts = {}
+    root, parts = data_root() / "BCCD", {}
     for part in ("trainval", "test"):
         listed = root / "ImageSets" / "Main" / f"{part}.txt"
         if not listed.is_file():
             raise DataError(
-                f"BCCD is absent: put its folders JPEGImages, Annotations and ImageSets (from "
+                f"BCCD is absent: put {voc.FOLDERS} (from "
                 f"github.com/Shenggan/BCCD_Dataset) into {root}, or set LEFCOURSE_DATA to the folder above; "
                 f"there is no file {listed}"
             )
-        try:
-            names = listed.read_text(encoding="utf-8").split()
-        except UnicodeDecodeError as problem:
-            raise DataError(f"{listed} is broken: it is no text ({problem.reason})") from None
-        if not names:
-            raise DataError(f"{listed} is broken: it lists no image; replace it")
-        pairs = [
-            (root / "JPEGImages" / f"{name}.jpg", root / "Annotations" / f"{name}.xml")
-            for name in names
-        ]
-        for file in (file for pair in pairs for file in pair):
-            if not file.is_file():
-                raise DataError(f"BCCD is incomplete: {file} is listed in {listed} but absent")
-        parts[part] = [_read(picture, notes) for picture, notes in pairs]
-        if not any(noted.objects for noted in parts[part]):
-            raise DataError(f"{listed} is broken: no image that it lists has an object; replace it")
+        parts[part] = voc.read(listed, BCCD_CLASSES)
     return parts
 
 
@@ -489,58 +464,13 @@ def _picture(file: Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _scaled(noted: _Noted, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
+def _scaled(noted: voc.Noted, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
     """Return the objects of one image: class index and box in pixels of the resized image, each."""
     width, height = noted.extent
     scale = np.array([size[1] / width, size[0] / height] * 2)
     scaled = [
-        (label, tuple((np.array(corners) * scale).tolist())) for label, corners in noted.objects
+        (BCCD_CLASSES.index(name), tuple((np.array(corners) * scale).tolist()))
+        for name, corners in noted.objects
     ]
     # A few annotations are empty.
     return [(label, b) for label, b in scaled if min(b[2] - b[0], b[3] - b[1]) > 1]
-
-
-def _extent(picture: Path) -> tuple[int, int]:
-    """Return width and height of a picture, from its header."""
-    from PIL import Image
-
-    try:
-        with Image.open(picture) as image:
-            return image.size
-    except Exception as problem:
-        raise DataError(f"{picture} is broken ({problem}): replace it") from None
-
-
-def _read(picture: Path, notes: Path) -> _Noted:
-    """Read an annotation beside its picture's header. Raises DataError, which names the file that is damaged."""
-    try:
-        tree = ElementTree.parse(notes)
-    except (ElementTree.ParseError, ValueError, LookupError) as problem:
-        raise DataError(f"{notes} is broken: it is no whole XML ({problem}); replace it") from None
-    width, height = _extent(picture)
-    noted = tuple(tree.findtext(f"size/{side}", "0").strip() for side in ("width", "height"))
-    if noted not in ((str(width), str(height)), ("0", "0")):
-        raise DataError(
-            f"{notes} is broken: it is about a picture of {' x '.join(noted)} pixels, but {picture.name} has {width} x {height}"
-        )
-    objects = []
-    for number, note in enumerate(tree.iter("object"), start=1):
-        where = f"{notes} is broken: object {number}"
-        name = (note.findtext("name") or "").strip()
-        if name not in BCCD_CLASSES:
-            raise DataError(f"{where} is called {name!r}; BCCD has {', '.join(BCCD_CLASSES)}")
-        corners = []
-        for side in ("xmin", "ymin", "xmax", "ymax"):
-            text = note.findtext(f"bndbox/{side}")
-            try:
-                corners.append(float(text))
-            except (TypeError, ValueError):
-                raise DataError(f"{where} has {side} = {text!r}, which is no number") from None
-        x1, y1, x2, y2 = corners
-        # NaN fails too. A box may end one pixel beyond the picture: annotators count from 1.
-        if not (0 <= x1 <= x2 <= width + 1 and 0 <= y1 <= y2 <= height + 1):
-            raise DataError(
-                f"{where} has the box {corners}, which is not in the picture of {width} x {height} pixels"
-            )
-        objects.append((BCCD_CLASSES.index(name), corners))
-    return _Noted(picture, (width, height), objects)

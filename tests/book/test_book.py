@@ -273,6 +273,13 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     assert "Which one" not in pages.part_page(catalogue.parts()[3], [])
     monkeypatch.setitem(record, "also", ["uda: supervised, weak"])
     assert "| supervised, weak |" in pages.part_page(two, []), "asked for by name"
+    assert "judged by loss" not in page
+    monkeypatch.setitem(record, "further", ["loss"])
+    monkeypatch.setitem(
+        record, "rows", [r | {"loss": 2.5} for r in rows if "UDA" in r["arm"]] + rows[12:]
+    )
+    page = pages.part_page(two, [])
+    assert "judged by loss" in page and "| UDA | 2.500 (" in page
     monkeypatch.setattr(two, "compare", ("few-labels", "few-labels"))
     assert pages.part_page(two, []).count("### net mlp") == 2, "two comparisons, told apart"
 

@@ -180,11 +180,16 @@ def test_a_comparison_is_kept_with_its_cost(ran, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(runner, "execute", execute)
     words = "compare one two -p rate 0.2,0.4 -p dataset digits --seeds 5-7"
+    words += " --metric accuracy --metric loss"
     also = ["--also", "two: half"]
     more = "--device cpu --out out --record noisy"
     assert main([*f"{words} {more}".split(), *also]) == 0
     kept = compare.kept("noisy")
-    assert kept["command"] == f"lefcourse {words} --also 'two: half' --record noisy"
+    told = "lefcourse compare one two -p rate 0.2,0.4 -p dataset digits --metric accuracy --metric loss --seeds 5-7"
+    assert kept["command"] == f"{told} --also 'two: half' --record noisy"
+    assert kept["metric"] == "accuracy" and kept["further"] == ["loss"]
+    assert compare.mean(kept, "one: ONE", 0.2, "loss")["mean"] == 1
+    assert compare.mean(kept, "two: half", 0.2, "loss")["mean"] is None
     assert kept["fixed"] == {"dataset": "digits"} and kept["also"] == ["two: half"]
     assert compare.values(kept) == [0.2, 0.4] and len(kept["rows"]) == 2 * 3 * 7
     assert compare.arms(kept)[0] == "one: cross-entropy"

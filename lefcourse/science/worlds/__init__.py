@@ -27,6 +27,10 @@ WORLDS = {
         "and, exactly, its class, super-class, attributes, caption, boxes, masks, panoptic map, matte, keypoints and depth.",
         loads=True,
     ),
+    "scenes": World(
+        "Several objects of `shapes` in each picture, all of different classes: the set of these is the label. How much shows of each is known, "
+        "so that labels can be lost at random, or the small and hidden ones first; a long tail is a parameter."
+    ),
     "graphs": World(
         "Networks of nodes with a few words each: stochastic block models whose classes, homophily and degrees you choose, "
         "the karate club, and the citation graphs Cora and CiteSeer where their files are."
