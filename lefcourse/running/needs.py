@@ -30,8 +30,6 @@ def look(
         kind, _, which = str(parameters.get(name, "")).partition(":")
         if which and kind in PACKAGES:
             _weights(kind, which, load)
-        elif kind == "voc" and which:
-            _annotated(f"{kind}:{which}")()
         elif kind in SETS and not which:
             SETS[kind]()
     return pictures(parameters, given)
@@ -41,12 +39,26 @@ def pictures(parameters: Mapping[str, object], given: Collection[str] = ()) -> d
     """Return the counts of pictures that fit the reader's own folder, if that is the data set."""
     kind, _, path = str(parameters.get("dataset", "")).partition(":")
     usual = {part: parameters[part] for part in PARTS if part in parameters}
-    if kind != "imagefolder" or not path:
+    if kind not in OWN or not path:
         return {}
-    folder = folders.survey(Path(path).expanduser())
+    folder = OWN[kind](Path(path).expanduser())
     if "train" not in usual:
         return {}
     return folders.counts(folder, usual, {part: n for part, n in usual.items() if part in given})
+
+
+def _voc(path: Path) -> folders.Folder:
+    """Look through a folder in the format of Pascal VOC."""
+    from lefcourse.science import manylabels
+
+    found = manylabels.find(f"voc:{path}")
+    classes = {label for part in found.values() for noted in part for label, _ in noted.objects}
+    listed = {part: [(noted.picture, 0) for noted in those] for part, those in found.items()}
+    return folders.Folder(path, sorted(classes), {"train": listed.pop("pool"), **listed})
+
+
+# A reader's own folder: the kind -> what looks through it.
+OWN: dict[str, Callable[[Path], folders.Folder]] = {"imagefolder": folders.survey, "voc": _voc}
 
 
 def _fetch(name: str) -> Callable[[], object]:

@@ -95,6 +95,13 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
         needs.look({"dataset": f"voc:{folder}"})
 
 
+def test_numbers_that_fit_a_folder_are_found_before_a_run(folder):
+    usual = {"dataset": f"voc:{folder}", "train": 2000, "val": 500, "test": 1000}
+    assert needs.look(usual) == {"train": 3, "val": 1, "test": 2}
+    with pytest.raises(UsageError, match=r"has 6 pictures .* too few for train 2000; what fits"):
+        needs.look(usual, ["train"])
+
+
 def test_one_class_is_not_enough(folder):
     for file in (folder / "Annotations").iterdir():
         file.write_text(f"<annotation>{OBJECT.format('cat', 2, 6)}</annotation>")
