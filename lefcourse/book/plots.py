@@ -53,7 +53,8 @@ def curves(
     xs: Sequence[float], series: Mapping[str, Sequence[Mapping]], xlabel: str, ylabel: str
 ) -> str:
     """Draw one line for each name in `series`: a mean with its 95 % interval at each of `xs` (a logarithmic axis where they span a factor of eight)."""
-    left, top, width, height = 60, 12, 430, 300
+    below = max(map(len, series)) > 26  # long names stand below, in two columns
+    left, top, width, height = 60, 12, 650 if below else 430, 300
     found = [v for line in series.values() for m in line for v in (m["mean"], m["low"], m["high"])]
     low, high = min(v for v in found if v is not None), max(v for v in found if v is not None)
     low, high = max(0.0, low - 0.03), high + 0.03 if high > 1 else min(1.0, high + 0.03)
@@ -93,17 +94,18 @@ def curves(
                 marks.append(
                     f'<line stroke-width="2" {style} x1="{shift:.1f}" x2="{shift:.1f}" y1="{y(m["low"]):.1f}" y2="{y(m["high"]):.1f}"/>'
                 )
-        key = top + 10 + 20 * n
+        beside, down = (left + 340 * (n % 2), top + height + 62 + 20 * (n // 2)) if below else (left + width + 20, top + 10 + 20 * n)  # fmt: skip
         marks.append(
-            f'<line stroke-width="3" {style} x1="{left + width + 20}" x2="{left + width + 44}" y1="{key}" y2="{key}"/>'
+            f'<line stroke-width="3" {style} x1="{beside}" x2="{beside + 24}" y1="{down}" y2="{down}"/>'
         )
-        marks.append(f'<text x="{left + width + 50}" y="{key + 4}">{html.escape(name)}</text>')
+        marks.append(f'<text x="{beside + 30}" y="{down + 4}">{html.escape(name)}</text>')
     said = "; ".join(
         f"{name} " + ", ".join(f"{m['mean']:.3f} at {v:g}" for v, m in zip(xs, line, strict=True))
         for name, line in series.items()
     )
     caption = f"{ylabel[0].upper() + ylabel[1:]} over {xlabel}: lines join the means over the recorded seeds, bars are 95 % intervals."
-    return _figure("".join(marks), top + height + 44, f"{ylabel} over {xlabel}: {said}.", caption)
+    tall = top + height + 44 + below * (20 * -(-len(series) // 2) + 8)
+    return _figure("".join(marks), tall, f"{ylabel} over {xlabel}: {said}.", caption)
 
 
 def verdicts(rows: Sequence[tuple[str, Sequence[str]]]) -> str:

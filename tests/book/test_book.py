@@ -284,6 +284,23 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     assert pages.part_page(two, []).count("### net mlp") == 2, "two comparisons, told apart"
 
 
+def test_long_names_stand_below_the_curves():
+    line = [{"mean": 0.5, "low": 0.4, "high": 0.6}] * 2
+    short, long = (
+        plots.curves([0.0, 0.2], {name: line, "other": line}, "x", "y")
+        for name in ("one", "a name that is longer than the margin is wide")
+    )
+    places = [
+        {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>([^<]+)</text>', drawn)}
+        for drawn in (short, long)
+    ]
+    assert places[0]["other"] > 500
+    assert (
+        places[1]["a name that is longer than the margin is wide"] < 100
+        and places[1]["other"] < 500
+    )
+
+
 def test_curves_over_shares_have_a_straight_axis_and_over_counts_a_logarithmic_one():
     def places(xs):
         line = [{"mean": 0.5, "low": 0.4, "high": 0.6} for _ in xs]
