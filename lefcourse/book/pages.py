@@ -174,10 +174,9 @@ def _compared(record: Mapping) -> list[str]:
     head = [words, *(f"{value:g}" for value in values)]
     rows, apart = [], []
     for arm in shown:
-        found = [results.span(compare.mean(record, arm, v)) for v in values]
         cost = compare.mean(record, arm, values[-1], "seconds")["mean"]
         seconds = "" if cost is None else f"{cost:.1f}"
-        rows.append(f"| {names[arm]} | {' | '.join(found)} | {seconds} |")
+        rows.append(f"{_means(record, arm, names[arm])} {seconds} |")
         if arm != first:
             away = [results.span(compare.difference(record, arm, first, v)) for v in values]
             apart.append(f"| {names[arm]} | {' | '.join(away)} |")
@@ -197,13 +196,15 @@ def _further(record: Mapping, names: Mapping[str, str], head: Sequence[str]) -> 
     """What else was measured of each arm: a table for each metric."""
     lines = []
     for metric in record.get("further", ()):
-        lines += [f"The same networks, judged by {metric.replace('_', ' ')}:"]
-        rows = []
-        for arm, name in names.items():
-            found = [compare.mean(record, arm, v, metric) for v in compare.values(record)]
-            rows.append(f"| {name} | {' | '.join(map(results.span, found))} |")
-        lines.append(table(head, rows))
+        rows = [_means(record, arm, name, metric) for arm, name in names.items()]
+        lines += [f"The same networks, judged by {metric.replace('_', ' ')}:", table(head, rows)]
     return lines
+
+
+def _means(record: Mapping, arm: str, name: str, metric: str | None = None) -> str:
+    """The row of an arm, under this name: its mean and interval at each value of the parameter."""
+    found = [compare.mean(record, arm, v, metric) for v in compare.values(record)]
+    return f"| {name} | {' | '.join(map(results.span, found))} |"
 
 
 def _link(chapter: Chapter) -> str:

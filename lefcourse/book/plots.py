@@ -94,7 +94,9 @@ def curves(
                 marks.append(
                     f'<line stroke-width="2" {style} x1="{shift:.1f}" x2="{shift:.1f}" y1="{y(m["low"]):.1f}" y2="{y(m["high"]):.1f}"/>'
                 )
-        beside, down = (left + 340 * (n % 2), top + height + 62 + 20 * (n // 2)) if below else (left + width + 20, top + 10 + 20 * n)  # fmt: skip
+        beside, down = left + width + 20, top + 10 + 20 * n
+        if below:
+            beside, down = left + 340 * (n % 2), top + height + 62 + 20 * (n // 2)
         marks.append(
             f'<line stroke-width="3" {style} x1="{beside}" x2="{beside + 24}" y1="{down}" y2="{down}"/>'
         )
