@@ -52,9 +52,8 @@ def _voc(path: Path) -> folders.Folder:
     from lefcourse.science import manylabels
 
     found = manylabels.find(f"voc:{path}")
-    classes = {label for part in found.values() for noted in part for label, _ in noted.objects}
     listed = {part: [(noted.picture, 0) for noted in those] for part, those in found.items()}
-    return folders.Folder(path, sorted(classes), {"train": listed.pop("pool"), **listed})
+    return folders.Folder(path, manylabels.named(found), {"train": listed.pop("pool"), **listed})
 
 
 # A reader's own folder: the kind -> what looks through it.

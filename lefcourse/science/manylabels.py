@@ -7,11 +7,13 @@ Labels are (N, C): 1 present, 0 absent. What is observed of them is 1 (known to 
 0 (unknown).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lefcourse.errors import DataError, UsageError, choice
@@ -45,6 +47,18 @@ class ManyLabels:
     x_test: Tensor
     y_test: Tensor
     area_test: Tensor
+    covers: Mapping[str, Callable[[int], Tensor]]
+
+    def cover(self, part: str, grid: int) -> Tensor:
+        """Share of each cell of a grid in which each class shows: (N, C, grid, grid), rows from the top.
+
+        Of scenes the visible pixels count, of photographs the boxes. Raises UsageError for an unknown part and for a
+        grid that does not divide the side of the images.
+        """
+        choice("part", part, PARTS)
+        if not 1 <= grid <= self.size or self.size % grid:
+            raise UsageError(f"grid={grid}: a number that divides the images' side, {self.size}")
+        return self.covers[part](grid)
 
     @property
     def n_classes(self) -> int:
@@ -88,7 +102,7 @@ def load(
     Args:
         name: `scenes`, generated; `voc2007` or `voc2012`, read from the data root or downloaded by torchvision; or
             `voc:PATH`, a reader's own folder in the format of Pascal VOC, whose test images are those of its list
-            `test` if it has one, else some of the others.
+            `test` if it has one that is not empty, else some of the others.
         description: what shall be hard about the scenes (see `worlds.scenes.sample`); photographs are as they are. A
             long tail concerns training and validation: in the test images all classes are equally frequent.
 
@@ -101,13 +115,19 @@ def load(
 
 
 def _scenes(seed: int, device, counts: Mapping[str, int], size: int, description) -> ManyLabels:
-    tensors, classes = {}, ()
+    tensors, covers, classes = {}, {}, ()
     for stream, (part, n) in enumerate(counts.items()):
         how = description | ({"tail": 1.0} if part == "test" else {})
         drawn = scenes.make(n, seed=3 * seed + stream, device=device, size=size, **how)
         tensors |= {f"x_{part}": drawn.image, f"y_{part}": drawn.labels, f"area_{part}": drawn.area}
-        classes = drawn.classes
-    return ManyLabels("scenes", list(classes), **tensors)
+        covers[part], classes = partial(_shown, drawn), drawn.classes
+    return ManyLabels("scenes", list(classes), **tensors, covers=covers)
+
+
+def _shown(drawn: scenes.Gathering, grid: int) -> Tensor:
+    some = torch.arange(len(drawn)).split(256)  # masks of all classes at once would be large
+    parts = [F.adaptive_avg_pool2d(drawn[rows].masks.float(), grid) for rows in some]
+    return torch.cat(parts) if parts else drawn.area.new_zeros(0, len(drawn.classes), grid, grid)
 
 
 # --- folders of photographs ------------------------------------------------------------------------
@@ -135,6 +155,13 @@ def find(name: str) -> dict[str, list[voc.Noted]]:
     return found
 
 
+def named(found: Mapping[str, Sequence[voc.Noted]]) -> list[str]:
+    """Return the names of the objects of a VOC folder, in order."""
+    return sorted(
+        {label for part in found.values() for noted in part for label, _ in noted.objects}
+    )
+
+
 def _fetched(year: str) -> Path:
     """Return the folder of Pascal VOC of that year, downloaded if it is absent."""
     from torchvision.datasets import VOCDetection
@@ -154,11 +181,10 @@ def _fetched(year: str) -> Path:
 
 def _photographs(name: str, seed: int, device, counts: Mapping[str, int], size: int) -> ManyLabels:
     found = find(name)
-    every = [noted for part in found.values() for noted in part]
-    classes = sorted({label for noted in every for label, _ in noted.objects})
+    classes = named(found)
     if len(classes) < 2:
         raise DataError(f"data set {name!r} has one class only, {classes[0]!r}: two are needed")
-    chosen, tensors = _split(name, found, seed, counts), {}
+    chosen, tensors, covers = _split(name, found, seed, counts), {}, {}
     for part, listed in chosen.items():
         pictures = [folders.decode(n.picture, size, n.picture) for n in progress(listed, part)]
         x = torch.tensor(_stacked(pictures, size)).permute(0, 3, 1, 2)
@@ -166,7 +192,8 @@ def _photographs(name: str, seed: int, device, counts: Mapping[str, int], size: 
         tensors[f"x_{part}"] = x.to(device).float().div_(255)
         tensors[f"y_{part}"] = (area > 0).float().to(device)
         tensors[f"area_{part}"] = area.to(device)
-    return ManyLabels(name, classes, **tensors)
+        covers[part] = partial(_boxed, listed, classes, device)
+    return ManyLabels(name, classes, **tensors, covers=covers)
 
 
 def _stacked(pictures: list, size: int):
@@ -185,6 +212,22 @@ def _areas(listed: Sequence[voc.Noted], classes: Sequence[str]) -> list[list[flo
             row[classes.index(label)] = max(row[classes.index(label)], share)
         rows.append(row)
     return rows
+
+
+def _boxed(listed: Sequence[voc.Noted], classes: Sequence[str], device, grid: int) -> Tensor:
+    """Share of each cell that the boxes of each class cover: of several, the one that covers most of it."""
+    shares = torch.zeros(len(listed), len(classes), grid, grid)
+    start = torch.arange(grid)
+    for row, noted in enumerate(listed):
+        for label, (x1, y1, x2, y2) in noted.objects:
+            (width, height), at = noted.extent, shares[row, classes.index(label)]
+            along = [
+                (a * grid / full, b * grid / full)
+                for a, b, full in ((y1, y2, height), (x1, x2, width))
+            ]
+            y, x = (((start + 1).clamp_max(b) - start.clamp_min(a)).clamp_min(0) for a, b in along)
+            torch.maximum(at, y[:, None] * x, out=at)
+    return shares.to(device)
 
 
 def _split(name: str, found: Mapping, seed: int, counts: Mapping[str, int]) -> dict[str, list]:

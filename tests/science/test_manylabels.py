@@ -72,6 +72,31 @@ def test_a_voc_folder_is_a_data_set(folder):
     assert not torch.equal(other.x_train, data.x_train)
 
 
+def test_the_cells_in_which_a_class_shows(data):
+    from lefcourse.science.worlds import scenes
+
+    cover = data.cover("test", 8)
+    drawn = scenes.make(400, seed=8, classes=12)  # the third stream of seed 2
+    assert torch.equal(drawn.image, data.x_test)
+    masks = drawn.masks.float().unflatten(2, (8, 4)).unflatten(4, (8, 4)).mean((3, 5))
+    assert torch.allclose(cover, masks) and torch.allclose(cover.mean((2, 3)), data.area_test)
+    with pytest.raises(UsageError, match=r"grid=5: .* side, 32"):
+        data.cover("test", 5)
+    with pytest.raises(UsageError, match="part"):
+        data.cover("tset", 8)
+
+
+def test_the_cells_of_boxes(folder):
+    data = m.load(f"voc:{folder}", train=3, val=1, test=2, size=16)
+    cover = data.cover("test", 4)  # cells of 10 x 5 pixels
+    dog = cover[data.y_test[:, 1] > 0, 1][0]
+    rows = torch.tensor([0.8, 1.0, 0.2, 0.0])  # from 1 to 11
+    assert torch.allclose(dog, rows[:, None] * torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    cat = cover[0, 0]  # from 2 to 12, and a smaller box within
+    assert torch.allclose(cat, rows[:, None] * torch.tensor([0.8, 0.2, 0.0, 0.0]))
+    assert data.cover("val", 2).shape == (1, 2, 2, 2)
+
+
 def test_without_a_test_list_some_of_the_others_are_taken(folder):
     (folder / "ImageSets" / "Main" / "test.txt").unlink()
     data = m.load(f"voc:{folder}", train=2, val=1, test=1, size=16)
