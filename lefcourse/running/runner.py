@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -184,12 +185,24 @@ class _Engine(NBClientEngine):
         client.km = client.create_kernel_manager()
         client.km.kernel_spec_manager = _ThisPython()
         client.km.transport_encryption = "auto"  # other users of this machine cannot listen in
-        try:
-            client.execute(env=env, cwd=folder)
-        except KeyboardInterrupt:
-            if client.km is not None:  # it was still starting, and the client leaves it behind
-                run_sync(client.km.shutdown_kernel)(now=True)
-            raise
+        with _sockets(client.km):
+            try:
+                client.execute(env=env, cwd=folder)
+            except KeyboardInterrupt:
+                if client.km is not None:  # it was still starting, and the client leaves it behind
+                    run_sync(client.km.shutdown_kernel)(now=True)
+                raise
+
+
+@contextmanager
+def _sockets(km) -> Iterator[None]:
+    """Let a kernel talk through files of its own: a free port may be another run's before the kernel is up."""
+    if os.name != "posix" or len(gettempdir()) > 70:  # a socket's path has at most some 100 characters
+        yield
+        return
+    with TemporaryDirectory(prefix="lefcourse-", ignore_cleanup_errors=True) as folder:
+        km.transport, km.ip = "ipc", str(Path(folder) / "kernel")
+        yield
 
 
 def _end_after_tuning(nb) -> None:
