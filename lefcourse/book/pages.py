@@ -115,6 +115,7 @@ def part_page(part: Part, made: Sequence[Copy]) -> str:
 AXES = {
     "per_class": "labels of each class",
     "rate": "share of corrupted labels",
+    "known": "share of the labels that is known",
     "rho": "labels of the most over the least frequent class",
 }
 
@@ -125,7 +126,7 @@ def comparison(part: Part) -> list[str]:
     if records := [record for name in part.compare if (record := compare.kept(name))]:
         lines = [question, part.take]
         for record in records:
-            lines += [_conditions(record)] if len(records) > 1 else []
+            lines += [_conditions(record, records)] if len(records) > 1 else []
             lines += _compared(record)
         return lines
     slugs = {chapter.slug for chapter in part.chapters}
@@ -145,9 +146,12 @@ def compared(record: Mapping) -> list[str]:
     return [*chosen, *oracles[:1]]
 
 
-def _conditions(record: Mapping) -> str:
-    """A heading that tells a comparison from its neighbours: what was the same for all."""
-    said = [f"{n.replace('_', ' ')} {v}" for n, v in record["fixed"].items() if n != "dataset"]
+def _conditions(record: Mapping, records: Sequence[Mapping]) -> str:
+    """A heading that tells a comparison from its neighbours: what was held fixed in it, but not in all of them."""
+    shared = [set(other["fixed"].items()) for other in records]
+    own = [item for item in record["fixed"].items() if not all(item in other for other in shared)]
+    number = lambda v: f"{v:g}" if isinstance(v, float) else v  # noqa: E731
+    said = [f"{name.replace('_', ' ')} {number(value)}" for name, value in own]
     return f"### {', '.join(said)}"
 
 

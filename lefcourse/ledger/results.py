@@ -99,13 +99,20 @@ def recorded_arms(chapter: str, metric: str, names: Sequence[str]) -> str:
     return f"Recorded over {n} seeds, {metric.replace('_', ' ')}: {said}."
 
 
-def differences(chapter: str, metric: str, name: str, others: Sequence[str]) -> str:
-    """Return a Markdown table: `name` minus each of `others` in `metric`, paired by recorded seed, with 95 % intervals."""
-    recorded = load(chapter)
+def differences(
+    chapter: str, metric: str, name: str, others: Sequence[str], variant: str = ""
+) -> str:
+    """Return a Markdown table: `name` minus each of `others` in `metric`, paired by recorded seed, with 95 % intervals.
+
+    `variant`: of another recorded experiment of the chapter (see `elsewhere`).
+    """
+    recorded = load(chapter, variant)
     if not recorded:
-        return sentence(chapter, None)
+        return (
+            f"*The variant {variant} is not recorded yet.*" if variant else sentence(chapter, None)
+        )
     rows = [
-        f"| recorded, {metric.replace('_', ' ')} | mean | 95 % interval of the paired difference |",
+        f"| {variant or 'recorded'}, {metric.replace('_', ' ')} | mean | 95 % interval of the paired difference |",
         "|---|---|---|",
     ]
     for other in others:

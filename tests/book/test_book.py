@@ -280,8 +280,12 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     )
     page = pages.part_page(two, [])
     assert "judged by loss" in page and "| UDA | 2.500 (" in page
-    monkeypatch.setattr(two, "compare", ("few-labels", "few-labels"))
-    assert pages.part_page(two, []).count("### net mlp") == 2, "two comparisons, told apart"
+    monkeypatch.setattr(two, "compare", ("few-labels", "other"))
+    other = record | {"fixed": {"dataset": "digits", "net": "cnn"}}
+    both = {"few-labels": record, "other": other}
+    monkeypatch.setattr(pages.compare, "kept", both.get)
+    page = pages.part_page(two, [])
+    assert "### net mlp\n" in page and "### net cnn\n" in page, "told apart by what differs"
 
 
 def test_long_names_stand_below_the_curves():

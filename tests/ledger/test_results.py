@@ -210,6 +210,13 @@ def test_variants_of_a_chapter_are_told_from_chapters(folder):
     assert results.variants("clip-pseudolabels") == [""]
 
 
+def test_differences_of_a_variant(folder):
+    assert "is not recorded yet" in results.differences("elr", "accuracy", "ELR", ["oracle"], "big")
+    record(folder, "elr-big", "elr")
+    told = results.differences("elr", "accuracy", "ELR", ["oracle"], "big")
+    assert told.startswith("| big, accuracy |") and "| ELR − oracle | " in told
+
+
 # --- reproduce -----------------------------------------------------------------------------------
 
 
