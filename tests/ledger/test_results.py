@@ -211,10 +211,10 @@ def test_variants_of_a_chapter_are_told_from_chapters(folder):
 
 
 def test_differences_of_a_variant(folder):
-    assert "is not recorded yet" in results.differences("elr", "accuracy", "ELR", ["oracle"], "big")
+    assert "is not recorded yet" in results.differences("elr", "accuracy", "ELR", ["plain"], "big")
     record(folder, "elr-big", "elr")
-    told = results.differences("elr", "accuracy", "ELR", ["oracle"], "big")
-    assert told.startswith("| big, accuracy |") and "| ELR − oracle | " in told
+    told = results.differences("elr", "accuracy", "ELR", ["plain"], "big")
+    assert told.startswith("| big, accuracy |") and "| ELR − plain | " in told
 
 
 # --- reproduce -----------------------------------------------------------------------------------
