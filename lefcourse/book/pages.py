@@ -118,6 +118,14 @@ AXES = {
     "known": "share of the labels that is known",
     "rho": "labels of the most over the least frequent class",
 }
+MEASURES = {"map": "mAP", "cf1": "CF1", "of1": "OF1"}
+# What a value held fixed means, where its name does not say it.
+CONDITIONS = {
+    ("lost", "random"): "labels lost at random",
+    ("lost", "small"): "labels of small objects lost first",
+    ("tail", 1.0): "no tail",
+    ("tail", 20.0): "a tail of 20 to 1",
+}
 
 
 def comparison(part: Part) -> list[str]:
@@ -146,12 +154,17 @@ def compared(record: Mapping) -> list[str]:
     return [*chosen, *oracles[:1]]
 
 
+def _measure(name: str) -> str:
+    """A metric's name as it is written."""
+    return MEASURES.get(name, name.replace("_", " "))
+
+
 def _conditions(record: Mapping, records: Sequence[Mapping]) -> str:
     """A heading that tells a comparison from its neighbours: what was held fixed in it, but not in all of them."""
     shared = [set(other["fixed"].items()) for other in records]
     own = [item for item in record["fixed"].items() if not all(item in other for other in shared)]
     number = lambda v: f"{v:g}" if isinstance(v, float) else v  # noqa: E731
-    said = [f"{name.replace('_', ' ')} {number(value)}" for name, value in own]
+    said = [CONDITIONS.get(item, f"{item[0].replace('_', ' ')} {number(item[1])}") for item in own]
     return f"### {', '.join(said)}"
 
 
@@ -172,7 +185,7 @@ def _compared(record: Mapping) -> list[str]:
     names = {arm: arm_name(arm, shown, roles[arm]) for arm in shown}
     series = {names[arm]: [compare.mean(record, arm, v) for v in values] for arm in shown}
     words = AXES.get(by, by.replace("_", " "))
-    metric = record["metric"].replace("_", " ")
+    metric = _measure(record["metric"])
     seeds = sorted({row["seed"] for row in record["rows"]})
     first = shown[0]
     head = [words, *(f"{value:g}" for value in values)]
@@ -186,7 +199,7 @@ def _compared(record: Mapping) -> list[str]:
             apart.append(f"| {names[arm]} | {' | '.join(away)} |")
     return [
         raw(plots.curves(values, series, words, f"{metric} on test data")),
-        f"{metric.capitalize()}, mean and 95 % interval over seeds {seeds[0]} to {seeds[-1]}; in the last column the seconds that one training costs.",
+        f"Mean {metric} and its 95 % interval over seeds {seeds[0]} to {seeds[-1]}; in the last column the seconds that one training costs.",
         table([*head, "seconds"], rows),
         f"The same seeds in pairs: the difference to {names[first]}, with its 95 % interval. Where the interval holds zero, nothing is decided.",
         table(head, apart),
@@ -201,7 +214,7 @@ def _further(record: Mapping, names: Mapping[str, str], head: Sequence[str]) -> 
     lines = []
     for metric in record.get("further", ()):
         rows = [_means(record, arm, name, metric) for arm, name in names.items()]
-        lines += [f"The same networks, judged by {metric.replace('_', ' ')}:", table(head, rows)]
+        lines += [f"The same networks, judged by {_measure(metric)}:", table(head, rows)]
     return lines
 
 

@@ -105,7 +105,7 @@ def curves(
         f"{name} " + ", ".join(f"{m['mean']:.3f} at {v:g}" for v, m in zip(xs, line, strict=True))
         for name, line in series.items()
     )
-    caption = f"{ylabel[0].upper() + ylabel[1:]} over {xlabel}: lines join the means over the recorded seeds, bars are 95 % intervals."
+    caption = f"Over {xlabel}, {ylabel}: lines join the means over the recorded seeds, bars are 95 % intervals."
     tall = top + height + 44 + below * (20 * -(-len(series) // 2) + 8)
     return _figure("".join(marks), tall, f"{ylabel} over {xlabel}: {said}.", caption)
 

@@ -281,11 +281,14 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     page = pages.part_page(two, [])
     assert "judged by loss" in page and "| UDA | 2.500 (" in page
     monkeypatch.setattr(two, "compare", ("few-labels", "other"))
-    other = record | {"fixed": {"dataset": "digits", "net": "cnn"}}
+    other = record | {"fixed": {"dataset": "digits", "net": "cnn", "lost": "small", "tail": 3.0}}
     both = {"few-labels": record, "other": other}
     monkeypatch.setattr(pages.compare, "kept", both.get)
     page = pages.part_page(two, [])
-    assert "### net mlp\n" in page and "### net cnn\n" in page, "told apart by what differs"
+    assert (
+        "### net mlp\n" in page
+        and "### net cnn, labels of small objects lost first, tail 3\n" in page
+    ), "told apart by what differs"
 
 
 def test_long_names_stand_below_the_curves():
