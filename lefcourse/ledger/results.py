@@ -1,6 +1,7 @@
 """The recorded results: what `lefcourse reproduce` measured over seeds, and how sure we can be."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -108,18 +109,13 @@ def differences(
     """
     recorded = load(chapter, variant)
     if not recorded:
-        return (
-            f"*The variant {variant} is not recorded yet.*" if variant else sentence(chapter, None)
-        )
+        return _absent(variant) if variant else sentence(chapter, None)
     rows = [
         f"| {variant or 'recorded'}, {metric.replace('_', ' ')} | mean | 95 % interval of the paired difference |",
         "|---|---|---|",
     ]
     for other in others:
-        both = [(_of(run, name, metric), _of(run, other, metric)) for run in recorded["runs"]]
-        pairs = [pair for pair in both if None not in pair]
-        if pairs:  # an older record may lack the arm
-            found = paired(*zip(*pairs, strict=True))
+        if found := apart(recorded, metric, name, other):
             low, high = found["difference_low"], found["difference_high"]
             reach = f"{low:+.3f} to {high:+.3f}" if low is not None else "one seed"
             rows.append(f"| {name} − {other} | {found['difference']:+.3f} | {reach} |")
@@ -130,11 +126,52 @@ def _of(run: Mapping, arm: str, metric: str) -> float | None:
     return run["arms"].get(arm, {}).get(metric)
 
 
+def _absent(variant: str) -> str:
+    return f"*The variant {variant} is not recorded yet.*"
+
+
+def summary(run, recorded: Mapping | None, arm: str, metric: str) -> dict[str, float | None]:
+    """Return mean, low and high of an arm's metric over the recorded seeds.
+
+    Where there are none: this run's own number, without an interval; NaN if it has not measured the arm either.
+    """
+    kept = recorded["summary"]["arms"].get(arm, {}) if recorded else {}
+    here = run.record["arms"].get(arm, {}).get(metric, math.nan)
+    return kept.get(metric, {"mean": here, "low": None, "high": None})
+
+
+def apart(recorded: Mapping, metric: str, name: str, other: str) -> dict[str, float | None] | None:
+    """Return `name` minus `other` in `metric`, paired by recorded seed (see `paired`).
+
+    None where no seed has both: an older record may lack an arm.
+    """
+    both = [(_of(run, name, metric), _of(run, other, metric)) for run in recorded["runs"]]
+    pairs = [pair for pair in both if None not in pair]
+    return paired(*zip(*pairs, strict=True)) if pairs else None
+
+
+def side(recorded: Mapping, metric: str, name: str, other: str) -> str:
+    """Say in words whether an arm's recorded number is higher than another's, lower, or the seeds do not tell."""
+    found = apart(recorded, metric, name, other)
+    if found is None:
+        return "not measured"
+    low, high = found["difference_low"], found["difference_high"]
+    if low is None:
+        return "measured once"
+    return "higher" if low > 0 else "lower" if high < 0 else "not told apart by these seeds"
+
+
+def stands(recorded: Mapping, metric: str, name: str, other: str) -> str:
+    """Say where an arm stands beside another over the recorded seeds, if a higher number is the better one."""
+    where = {"higher": "ahead of", "lower": "behind"}.get(side(recorded, metric, name, other))
+    return f"{where or 'not told apart from'} {other}"
+
+
 def elsewhere(chapter: str, variant: str, metric: str, names: Sequence[str]) -> str:
     """Say what a variant (another data set) recorded for the arms in `names`: a Markdown table and its command."""
     recorded = load(chapter, variant)
     if not recorded:
-        return f"*The variant {variant} is not recorded yet.*"
+        return _absent(variant)
     arms, runs = recorded["summary"]["arms"], recorded["runs"]
     known = [name for name in names if metric in arms.get(name, {})]
     cpu = max(run.get("cpu_s", run["wall_s"]) for run in runs)

@@ -287,6 +287,20 @@ def confusion(matrix, classes: Sequence[str]) -> Figure:
     return fig
 
 
+def dots(axis, found: Mapping[str, Mapping], roles: Mapping[str, str]) -> None:
+    """Draw a row for each name in `found`: its mean as a dot, its interval, if it has one, behind it.
+
+    `found` holds mean, low and high, as `lefcourse.results.summary` returns them; `roles` give the colours.
+    """
+    for row, (name, seen) in enumerate(found.items()):
+        colour = ROLE_COLOURS[roles[name]]
+        if seen["low"] is not None:
+            axis.plot([seen["low"], seen["high"]], [row, row], color=colour, lw=8, alpha=0.35)
+        axis.plot(seen["mean"], row, "o", color=colour, ms=7, mec="white", zorder=3)
+    axis.set_yticks(range(len(found)), list(found))
+    axis.set(ylim=(len(found) - 0.5, -0.5))
+
+
 def gap_closed(
     run, metric: str, recorded: Mapping | None = None, label: str | None = None
 ) -> Figure:

@@ -197,9 +197,8 @@ class _Engine(NBClientEngine):
 @contextmanager
 def _sockets(km) -> Iterator[None]:
     """Let a kernel talk through files of its own: a free port may be another run's before the kernel is up."""
-    if (
-        os.name != "posix" or len(gettempdir()) > 70
-    ):  # a socket's path has at most some 100 characters
+    # The path of a socket may have some 100 characters.
+    if os.name != "posix" or len(gettempdir()) > 70:
         yield
         return
     with TemporaryDirectory(prefix="lefcourse-", ignore_cleanup_errors=True) as folder:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lefcourse.errors import DataError, UsageError, choice
@@ -120,14 +119,8 @@ def _scenes(seed: int, device, counts: Mapping[str, int], size: int, description
         how = description | ({"tail": 1.0} if part == "test" else {})
         drawn = scenes.make(n, seed=3 * seed + stream, device=device, size=size, **how)
         tensors |= {f"x_{part}": drawn.image, f"y_{part}": drawn.labels, f"area_{part}": drawn.area}
-        covers[part], classes = partial(_shown, drawn), drawn.classes
+        covers[part], classes = drawn.cover, drawn.classes
     return ManyLabels("scenes", list(classes), **tensors, covers=covers)
-
-
-def _shown(drawn: scenes.Gathering, grid: int) -> Tensor:
-    some = torch.arange(len(drawn)).split(256)  # masks of all classes at once would be large
-    parts = [F.adaptive_avg_pool2d(drawn[rows].masks.float(), grid) for rows in some]
-    return torch.cat(parts) if parts else drawn.area.new_zeros(0, len(drawn.classes), grid, grid)
 
 
 # --- folders of photographs ------------------------------------------------------------------------

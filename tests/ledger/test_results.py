@@ -217,6 +217,40 @@ def test_differences_of_a_variant(folder):
     assert told.startswith("| big, accuracy |") and "| ELR − plain | " in told
 
 
+def two_arms(*pairs):
+    return {"runs": [{"arms": {"a": {"x": a}, "b": {"x": b} if b else {}}} for a, b in pairs]}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "side", "stands"),
+    [
+        ([(2.0, 1.0), (2.1, 1.0), (2.0, 1.1)], "higher", "ahead of b"),
+        ([(1.0, 2.0), (1.0, 2.1), (1.1, 2.0)], "lower", "behind b"),
+        ([(2.0, 1.0), (1.0, 2.0), (2.0, 1.9)], "not told apart by these seeds", "not told apart from b"),
+        ([(2.0, 1.0)], "measured once", "not told apart from b"),
+        ([(2.0, None)], "not measured", "not told apart from b"),
+    ],
+)  # fmt: skip
+def test_where_an_arm_stands_is_said_by_interval(pairs, side, stands):
+    recorded = two_arms(*pairs)
+    assert results.side(recorded, "x", "a", "b") == side
+    assert results.stands(recorded, "x", "a", "b") == stands
+
+
+def test_seeds_without_an_arm_do_not_count():
+    recorded = two_arms((2.0, 1.0), (9.0, None), (3.0, 1.0))
+    assert results.apart(recorded, "x", "a", "b")["difference"] == 1.5
+
+
+def test_where_nothing_is_recorded_this_run_speaks(folder):
+    run = type("Run", (), {"record": run_record(5, 0.8)})
+    assert results.summary(run, None, "ELR", "accuracy") == {"mean": 0.8, "low": None, "high": None}
+    assert math.isnan(results.summary(run, None, "ELR", "loss")["mean"])
+    record(folder, "elr")
+    kept = results.summary(run, results.load("elr"), "ELR", "accuracy")
+    assert kept["mean"] == pytest.approx(0.7667, abs=1e-4) and kept["low"] < kept["mean"]
+
+
 # --- reproduce -----------------------------------------------------------------------------------
 
 

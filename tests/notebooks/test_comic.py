@@ -1,17 +1,14 @@
 """COMIC against definitions, limits and slow loops. Brief sources: paper, released code (as said where they differ)."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, assert_papers, checks, each, full_budget
+from realdata import assert_runs_on_a_voc_folder
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.running import runner
 
 comic = lc.methods("comic")
 B, C, D = 7, 5, 6
@@ -347,9 +344,4 @@ def test_the_formula_written_another_way_passes():
 
 @pytest.mark.realdata
 def test_runs_as_it_is_on_a_folder_of_annotations(tmp_path):
-    root = Path(os.environ.get("LEFCOURSE_DATA", "")) / "BCCD"
-    if not (root / "ImageSets").is_dir():
-        pytest.skip("no folder BCCD below LEFCOURSE_DATA")
-    chosen = {"dataset": f"voc:{root}", "train": 40, "val": 12, "test": 20}
-    record = runner.execute(catalogue.get("comic"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
+    assert_runs_on_a_voc_folder("comic", tmp_path, train=40, val=12, test=20)

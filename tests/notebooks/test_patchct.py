@@ -1,17 +1,14 @@
 """PatchCT against slow definitions, its limits and POT. Brief sources: the paper's formulas; CT-pytorch; POT."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, assert_papers, each, full_budget
+from realdata import assert_runs_on_a_voc_folder
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.running import runner
 
 pc = lc.methods("patchct")
 N, M, C = 5, 7, 4
@@ -410,9 +407,4 @@ def test_typical_wrong_answers_are_named(name, k):
 
 @pytest.mark.realdata
 def test_runs_on_a_folder_of_photographs(tmp_path):
-    root = Path(os.environ.get("LEFCOURSE_DATA", "absent")) / "BCCD"
-    if not (root / "ImageSets" / "Main").is_dir():
-        pytest.skip("BCCD is not below LEFCOURSE_DATA")
-    chosen = {"dataset": f"voc:{root}", "words": "learned", "train": 40, "val": 20, "test": 20}
-    record = runner.execute(catalogue.get("patchct"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
+    assert_runs_on_a_voc_folder("patchct", tmp_path, words="learned", train=40, val=20, test=20)

@@ -1,17 +1,13 @@
 """PU-MLC against slow definitions, its closed form and finite spaces. Brief sources: paper; authors' vpu_loss.py."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, assert_papers, each, full_budget
+from realdata import assert_runs_on_a_voc_folder
 from torch import nn
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.running import runner
 
 pu = lc.methods("pu-mlc")
 N, C = 12, 3
@@ -359,9 +355,4 @@ def test_typical_wrong_answers_are_named(name, k):
 
 @pytest.mark.realdata
 def test_runs_on_a_folder_of_photographs(tmp_path):
-    root = Path(os.environ.get("LEFCOURSE_DATA", "absent")) / "BCCD"
-    if not (root / "ImageSets" / "Main").is_dir():
-        pytest.skip("BCCD is not below LEFCOURSE_DATA")
-    chosen = {"dataset": f"voc:{root}", "train": 80, "val": 60, "test": 40, "known": 0.5}
-    record = runner.execute(catalogue.get("pu-mlc"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
+    assert_runs_on_a_voc_folder("pu-mlc", tmp_path, train=80, val=60, test=40, known=0.5)

@@ -1,17 +1,14 @@
 """ReLabel against slow definitions and maps whose labels are known. Brief sources: paper; the release's relabel_functions.py."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from exercise_checks import assert_named, assert_papers, each, full_budget
+from realdata import assert_runs_on_a_voc_folder
 
 import lefcourse as lc
-from lefcourse import catalogue
-from lefcourse.running import runner
 
 rl = lc.methods("relabel")
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
@@ -376,9 +373,4 @@ def test_typical_wrong_answers_are_named(name, k):
 
 @pytest.mark.realdata
 def test_runs_on_a_folder_of_photographs(tmp_path):
-    root = Path(os.environ.get("LEFCOURSE_DATA", "absent")) / "BCCD"
-    if not (root / "ImageSets" / "Main").is_dir():
-        pytest.skip("BCCD is not below LEFCOURSE_DATA")
-    chosen = {"dataset": f"voc:{root}", "annotator": 60, "train": 40, "val": 30, "test": 30}
-    record = runner.execute(catalogue.get("relabel"), chosen, tmp_path, budget="smoke")
-    assert record["status"] == "done", record.get("error")
+    assert_runs_on_a_voc_folder("relabel", tmp_path, annotator=60, train=40, val=30, test=30)

@@ -147,3 +147,15 @@ def test_a_font_of_the_system_that_has_them_is_used(monkeypatch, capsys):
     plot.render(fig)
     assert len(text.get_fontfamily()) > 1
     assert capsys.readouterr().out == ""
+
+
+def test_a_dot_for_each_arm_and_its_interval_where_there_is_one():
+    _, axis = plt.subplots()
+    found = {"a": dict(mean=0.5, low=0.4, high=0.6), "b": dict(mean=0.2, low=None, high=None)}
+    plot.dots(axis, found, {"a": "method", "b": "baseline"})
+    bar, first, second = axis.lines
+    assert list(bar.get_xdata()) == [0.4, 0.6] and list(bar.get_ydata()) == [0, 0]
+    assert list(first.get_xdata()) == [0.5] and list(second.get_xdata()) == [0.2]
+    assert second.get_color() == plot.ROLE_COLOURS["baseline"] and axis.get_ylim() == (1.5, -0.5)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    plt.close()

@@ -1,9 +1,8 @@
 """Images with several labels: loading, losing labels, judging."""
 
-import os
-
 import pytest
 import torch
+from realdata import voc_cells
 
 from lefcourse.errors import DataError, UsageError
 from lefcourse.running import needs
@@ -148,12 +147,7 @@ def test_absent_photographs_are_asked_for(tmp_path, monkeypatch):
 
 @pytest.mark.realdata
 def test_the_real_cells_are_a_voc_folder():
-    if "LEFCOURSE_DATA" not in os.environ:
-        pytest.skip("LEFCOURSE_DATA is not set: no folder of real data sets")
-    path = os.path.join(os.environ["LEFCOURSE_DATA"], "BCCD")
-    if not os.path.isdir(path):
-        pytest.skip(f"there is no folder {path}")
-    data = m.load(f"voc:{path}", train=60, val=20, test=30, size=24)
+    data = m.load(voc_cells(), train=60, val=20, test=30, size=24)
     assert data.classes == ["Platelets", "RBC", "WBC"] and 0.2 < data.y_train[:, 0].mean() < 0.9
 
 

@@ -65,10 +65,23 @@ class Gathering:
     @property
     def masks(self) -> Tensor:
         """The pixels in which each class shows: (N, C, H, H) bool."""
-        numbers = torch.arange(len(self.classes), device=self.kind.device)
-        none = torch.full_like(self.kind[:, :1], -1)
-        shown = torch.cat([none, self.kind], 1).gather(1, self.segments.flatten(1))
-        return shown.view_as(self.segments)[:, None] == numbers[None, :, None, None]
+        return _masks(self.kind, self.segments, len(self.classes))
+
+    def cover(self, grid: int) -> Tensor:
+        """Share of each cell of a grid in which each class shows: (N, C, grid, grid)."""
+        few = zip(
+            self.kind.split(256), self.segments.split(256), strict=True
+        )  # all masks are large
+        masks = (_masks(kind, ids, len(self.classes)).float() for kind, ids in few)
+        return torch.cat([F.adaptive_avg_pool2d(part, grid) for part in masks])
+
+
+def _masks(kind: Tensor, segments: Tensor, classes: int) -> Tensor:
+    """The pixels in which each class shows, (N, C, H, H) bool, from the objects' kinds (N, K) and segments (N, H, H)."""
+    numbers = torch.arange(classes, device=kind.device)
+    none = torch.full_like(kind[:, :1], -1)
+    shown = torch.cat([none, kind], 1).gather(1, segments.flatten(1))
+    return shown.view_as(segments)[:, None] == numbers[None, :, None, None]
 
 
 def names(classes: int | Sequence[str]) -> tuple[str, ...]:
