@@ -118,7 +118,6 @@ AXES = {
     "known": "share of the labels that is known",
     "rho": "labels of the most over the least frequent class",
 }
-MEASURES = {"map": "mAP", "cf1": "CF1", "of1": "OF1"}
 # What a value held fixed means, where its name does not say it.
 CONDITIONS = {
     ("lost", "random"): "labels lost at random",
@@ -154,18 +153,14 @@ def compared(record: Mapping) -> list[str]:
     return [*chosen, *oracles[:1]]
 
 
-def _measure(name: str) -> str:
-    """A metric's name as it is written."""
-    return MEASURES.get(name, name.replace("_", " "))
-
-
 def _conditions(record: Mapping, records: Sequence[Mapping]) -> str:
     """A heading that tells a comparison from its neighbours: what was held fixed in it, but not in all of them."""
     shared = [set(other["fixed"].items()) for other in records]
     own = [item for item in record["fixed"].items() if not all(item in other for other in shared)]
     number = lambda v: f"{v:g}" if isinstance(v, float) else v  # noqa: E731
     said = [CONDITIONS.get(item, f"{item[0].replace('_', ' ')} {number(item[1])}") for item in own]
-    return f"### {', '.join(said)}"
+    heading = ", ".join(said)
+    return f"### {heading[:1].upper()}{heading[1:]}"
 
 
 def arm_name(arm: str, shown: Sequence[str], role: str = "") -> str:
@@ -185,7 +180,7 @@ def _compared(record: Mapping) -> list[str]:
     names = {arm: arm_name(arm, shown, roles[arm]) for arm in shown}
     series = {names[arm]: [compare.mean(record, arm, v) for v in values] for arm in shown}
     words = AXES.get(by, by.replace("_", " "))
-    metric = _measure(record["metric"])
+    metric = results.measure(record["metric"])
     seeds = sorted({row["seed"] for row in record["rows"]})
     first = shown[0]
     head = [words, *(f"{value:g}" for value in values)]
@@ -214,7 +209,7 @@ def _further(record: Mapping, names: Mapping[str, str], head: Sequence[str]) -> 
     lines = []
     for metric in record.get("further", ()):
         rows = [_means(record, arm, name, metric) for arm, name in names.items()]
-        lines += [f"The same networks, judged by {_measure(metric)}:", table(head, rows)]
+        lines += [f"The same networks, judged by {results.measure(metric)}:", table(head, rows)]
     return lines
 
 

@@ -16,6 +16,28 @@ SIGNS = {">=": "≥", "<=": "≤"}
 COSTS = (
     ASSETS / "costs.json"
 )  # CPU seconds of each chapter at the standard budget, written by `make bench`
+# How metrics, and words in their names, are written.
+MEASURES = {"point": "pointing accuracy", "real": "ReaL accuracy"}
+WORDS = {"map": "mAP", "gm": "GM", "knn": "kNN", "top1": "top-1", "top3": "top-3"}
+WORDS |= {
+    w: w.upper()
+    for w in (
+        "cf1",
+        "of1",
+        "f1",
+        "auc",
+        "mae",
+        "ap",
+        "ap50",
+        "ap75",
+        "pq",
+        "sq",
+        "rq",
+        "svm",
+        "2d",
+        "3d",
+    )
+}
 BULKY = 32  # a list of more entries (a curve over the steps) stays in the run's own record
 
 
@@ -57,6 +79,11 @@ def cpu_time(chapter: str) -> str:
     return f"As it stands it takes {cost['cpu_s']:.0f} s of CPU time on one thread ({cost['processor']}). "
 
 
+def measure(metric: str) -> str:
+    """Return a metric's name as it is written in the field: `cf1_chosen` is "CF1 chosen"."""
+    return MEASURES.get(metric) or " ".join(WORDS.get(w, w) for w in metric.split("_"))
+
+
 def span(summary: dict, digits: int = 3) -> str:
     """Write a mean with its 95 % interval: `0.951 (0.940 to 0.962)`."""
     if summary["mean"] is None:
@@ -71,9 +98,10 @@ def sentence(chapter: str, recorded: dict | None) -> str:
     if not recorded:
         return f"Nothing is recorded for this chapter yet; `lefcourse reproduce {chapter}` measures it over five seeds."
     gap, n = recorded["summary"]["gap_closed"], len(recorded["runs"])
+    meaning = ", mean with 95 % interval" if gap["mean"] is not None else ""
     where = f"{recorded['runs'][0]['device']}, {recorded['runs'][0]['budget']} budget"
     some = f" over the {gap['n']} that leave a gap" if 0 < gap["n"] < n else ""
-    return f"Recorded over {n} seeds ({where}): gap closed {span(gap, 2)}, mean with 95 % interval{some}."
+    return f"Recorded over {n} seeds ({where}): gap closed {span(gap, 2)}{meaning}{some}."
 
 
 def gap_sentence(run, recorded: dict | None) -> str:
@@ -97,7 +125,7 @@ def recorded_arms(chapter: str, metric: str, names: Sequence[str]) -> str:
     known = [name for name in names if metric in arms.get(name, {})]
     said = "; ".join(f"{name} {span(arms[name][metric])}" for name in known)
     n = len(recorded["runs"])
-    return f"Recorded over {n} seeds, {metric.replace('_', ' ')}: {said}."
+    return f"Recorded over {n} seeds, {measure(metric)}: {said}."
 
 
 def differences(
@@ -111,7 +139,7 @@ def differences(
     if not recorded:
         return _absent(variant) if variant else sentence(chapter, None)
     rows = [
-        f"| {variant or 'recorded'}, {metric.replace('_', ' ')} | mean | 95 % interval of the paired difference |",
+        f"| {variant or 'recorded'}, {measure(metric)} | mean | 95 % interval of the paired difference |",
         "|---|---|---|",
     ]
     for other in others:
@@ -175,7 +203,7 @@ def elsewhere(chapter: str, variant: str, metric: str, names: Sequence[str]) -> 
     arms, runs = recorded["summary"]["arms"], recorded["runs"]
     known = [name for name in names if metric in arms.get(name, {})]
     cpu = max(run.get("cpu_s", run["wall_s"]) for run in runs)
-    rows = [f"| {variant}, {metric.replace('_', ' ')} | mean | 95 % interval |", "|---|---|---|"]
+    rows = [f"| {variant}, {measure(metric)} | mean | 95 % interval |", "|---|---|---|"]
     for name in known:
         found = arms[name][metric]
         reach = f"{found['low']:.3f} to {found['high']:.3f}" if found["low"] is not None else ""

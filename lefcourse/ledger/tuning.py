@@ -77,7 +77,7 @@ def told(recorded: Mapping | None, arm: str, chapter: Mapping, why: str) -> str:
         f"with {entry['val']:,} validation samples; taken: {takes}"
     )
     return (
-        f"<details><summary>{head}</summary>\n\n| setting | mean {entry['metric']} | by seed |\n|---|---|---|\n"
+        f"<details><summary>{head}</summary>\n\n| setting | {entry['metric']}: mean over seeds | by seed |\n|---|---|---|\n"
         f"{rows}\n\n</details>"
     )
 

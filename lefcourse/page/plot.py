@@ -134,10 +134,19 @@ def encoded(picture: Image, form: str, **how) -> bytes:
     return buffer.getvalue()
 
 
+LARGEST = 250_000
+
+
 def image_uri(picture: Image, *, lossless: bool = True) -> str:
-    """Return `picture` as a data URI (WebP, a third of the size of PNG)."""
+    """Return `picture` as a data URI (WebP, a third of the size of PNG).
+
+    Lossless or not; one with much noise in it, which lossless takes more than LARGEST bytes, is compressed as photographs are.
+    """
     how = {"lossless": True, "quality": 50} if lossless else {"quality": 80, "method": 4}
-    return f"data:image/webp;base64,{base64.b64encode(encoded(picture, 'webp', **how)).decode()}"
+    content = encoded(picture, "webp", **how)
+    if lossless and len(content) > LARGEST:
+        content = encoded(picture, "webp", quality=90, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
 
 
 class Shown:

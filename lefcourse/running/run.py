@@ -218,12 +218,12 @@ class Run:
 
     def claim(
         self, name: str, measured: float, relation: str, threshold: float, paper: str
-    ) -> bool | None:
-        """Check `measured relation threshold` (`>=` or `<=`), record it, and return whether it holds.
+    ) -> None:
+        """Check `measured relation threshold` (`>=` or `<=`) and record whether it holds; `verdict` shows all.
 
         At the smoke budget nothing is judged (None): a few steps prove that the code runs, no more. Nor is
-        anything where baseline, method or oracle has diverged, or where `measured` is not finite.
-        `paper` says what the paper reports, and in which table.
+        anything where baseline, method or oracle has diverged, or where `measured` is not finite: NaN stands for
+        what these arms have not measured. `paper` says what the paper reports, and in which table.
         """
         choice("relation", relation, (">=", "<="))
         measured = plain(measured)
@@ -242,7 +242,6 @@ class Run:
             entry["not_judged"] = lost
         self.record["claims"] = [c for c in self.record["claims"] if c["name"] != name] + [entry]
         self.save()
-        return entry["holds"]
 
     def _lost(self, measured: float | None) -> str:
         """Say why a claim cannot be judged at any budget; "" if it can."""
@@ -251,7 +250,7 @@ class Run:
             diverged = diverged or self.diverged()
         if diverged:
             return f"{', '.join(diverged)} diverged"
-        return "what it is about is not a finite number" if measured is None else ""
+        return "not measured in this run" if measured is None else ""
 
     def tune(
         self,

@@ -286,8 +286,8 @@ def test_a_part_page_ends_in_its_comparison(course, monkeypatch):
     monkeypatch.setattr(pages.compare, "kept", both.get)
     page = pages.part_page(two, [])
     assert (
-        "### net mlp\n" in page
-        and "### net cnn, labels of small objects lost first, tail 3\n" in page
+        "### Net mlp\n" in page
+        and "### Net cnn, labels of small objects lost first, tail 3\n" in page
     ), "told apart by what differs"
 
 

@@ -67,6 +67,13 @@ def test_formulas_are_set(watched, address):
     assert glyph["width"] > 2 and glyph["height"] > 2
 
 
+def test_tables_that_cells_print_are_set(watched, address):
+    page = watched.open(f"{address}/{ELR}")
+    assert page.locator(".cell_output th", has_text="claim").count() == 1
+    shown = page.locator(".cell_output").all_inner_texts()
+    assert not [text for text in shown if text.lstrip().startswith("|")]
+
+
 @pytest.mark.skipif(
     "LEFCOURSE_TIMED" not in os.environ, reason="a time, for a quiet machine: LEFCOURSE_TIMED=1"
 )

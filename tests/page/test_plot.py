@@ -1,5 +1,7 @@
 """Figures: caption and alternative text are not optional; statistics are right."""
 
+import base64
+import io
 from pathlib import Path
 
 import matplotlib
@@ -7,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image as pictures
 from scipy import stats
 
 from lefcourse.ledger import results
@@ -159,3 +162,13 @@ def test_a_dot_for_each_arm_and_its_interval_where_there_is_one():
     assert second.get_color() == plot.ROLE_COLOURS["baseline"] and axis.get_ylim() == (1.5, -0.5)
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     plt.close()
+
+
+def test_a_picture_full_of_noise_does_not_fill_the_page():
+    shape = (500, 500, 3)
+    noise = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    loud, plain = (pictures.fromarray(a) for a in (noise, np.zeros(shape, np.uint8)))
+    kept = len(plot.encoded(loud, "webp", lossless=True))
+    assert kept > plot.LARGEST and len(plot.image_uri(loud)) < kept
+    back = pictures.open(io.BytesIO(base64.b64decode(plot.image_uri(plain).partition(",")[2])))
+    assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(plain))
