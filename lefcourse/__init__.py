@@ -42,6 +42,7 @@ MODULES = {
     "manylabels": "science",
     "miniclip": "science",
     "nets": "science",
+    "scene_annotator": "science",
     "segmentation": "science",
     "training": "science",
     "worlds": "science",

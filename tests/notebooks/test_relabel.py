@@ -373,4 +373,4 @@ def test_typical_wrong_answers_are_named(name, k):
 
 @pytest.mark.realdata
 def test_runs_on_a_folder_of_photographs(tmp_path):
-    assert_runs_on_a_voc_folder("relabel", tmp_path, annotator=60, train=40, val=30, test=30)
+    assert_runs_on_a_voc_folder("relabel", tmp_path, taught=60, train=40, val=30, test=30)
