@@ -19,25 +19,8 @@ COSTS = (
 # How metrics, and words in their names, are written.
 MEASURES = {"point": "pointing accuracy", "real": "ReaL accuracy"}
 WORDS = {"map": "mAP", "gm": "GM", "knn": "kNN", "top1": "top-1", "top3": "top-3"}
-WORDS |= {
-    w: w.upper()
-    for w in (
-        "cf1",
-        "of1",
-        "f1",
-        "auc",
-        "mae",
-        "ap",
-        "ap50",
-        "ap75",
-        "pq",
-        "sq",
-        "rq",
-        "svm",
-        "2d",
-        "3d",
-    )
-}
+CAPITALS = ("cf1", "of1", "f1", "auc", "mae", "ap", "ap50", "ap75", "pq", "sq", "rq", "svm", "2d", "3d")  # fmt: skip
+WORDS |= {word: word.upper() for word in CAPITALS}
 BULKY = 32  # a list of more entries (a curve over the steps) stays in the run's own record
 
 

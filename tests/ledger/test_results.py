@@ -213,11 +213,14 @@ def test_variants_of_a_chapter_are_told_from_chapters(folder):
 def test_differences_of_a_variant(folder):
     assert "is not recorded yet" in results.differences("elr", "accuracy", "ELR", ["plain"], "big")
     record(folder, "elr-big", "elr")
+    told = results.differences("elr", "accuracy", "ELR", ["plain"], "big")
+    assert told.startswith("| big, accuracy |") and "| ELR − plain | " in told
+
+
+def test_metrics_are_written_as_in_the_field():
     assert [results.measure(m) for m in ("cf1_chosen", "map", "real", "real_error")] == [
         "CF1 chosen", "mAP", "ReaL accuracy", "real error",
     ]  # fmt: skip
-    told = results.differences("elr", "accuracy", "ELR", ["plain"], "big")
-    assert told.startswith("| big, accuracy |") and "| ELR − plain | " in told
 
 
 def two_arms(*pairs):

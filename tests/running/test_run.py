@@ -124,9 +124,8 @@ def test_an_arm_gathers_its_metrics(make):
 
 def held(r, name, *asked):
     """Make a claim, and return what is recorded of it."""
-    assert (
-        r.claim(name, *asked) is None
-    )  # or every cell that ends with a claim would print a verdict of one run
+    # Or every cell that ends with a claim would print a verdict of one run.
+    assert r.claim(name, *asked) is None
     return next(c["holds"] for c in r.record["claims"] if c["name"] == name)
 
 
